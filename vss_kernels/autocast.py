@@ -1,0 +1,24 @@
+"""Autocast for operators that are called through Python."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under ``torch.autocast``, casts floating tensors to the autocast dtype; else returns them.
+
+    float64 stays float64, as in PyTorch's own autocast. Accumulation inside the operators is
+    float32 whatever the dtype, so one lower-precision policy fits all of them.
+    """
+    device = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        tensor.to(dtype)
+        if tensor.is_floating_point() and tensor.dtype != torch.float64
+        else tensor
+        for tensor in tensors
+    )

@@ -1,0 +1,172 @@
+"""Which backend runs an operator, why, and how to force one.
+
+Every operator owns one :class:`Operator` with its implementations in order of preference. Each
+implementation has one ``can_run`` that returns ``None`` when it can take these arguments, or
+the reason when it cannot. Probing logs the reason and moves on to the next implementation; forcing
+raises it. The same function serves both, so the two can never disagree.
+
+The backends are ``eager`` (plain PyTorch, everywhere), ``native`` (C++ on the CPU, CUDA on a
+GPU) and ``triton`` (GPU; on the CPU only under ``TRITON_INTERPRET=1``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+BACKENDS = ("eager", "native", "triton")
+
+_log = logging.getLogger("vss_kernels")
+_operators: dict[str, Operator] = {}
+_logged: set[tuple[str, str, str]] = set()
+
+
+class BackendError(RuntimeError):
+    """A forced backend cannot run an operator; the message says why."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to run an operator.
+
+    Attributes:
+        backend: One of :data:`BACKENDS`.
+        run: Takes the operator's checked arguments and returns its result, with autograd.
+        can_run: Takes the same arguments; returns ``None``, or why they cannot be run here.
+        available: Takes nothing; returns ``None``, or why this machine or install lacks it.
+    """
+
+    backend: str
+    run: Callable[..., Any]
+    can_run: Callable[..., str | None]
+    available: Callable[[], str | None]
+
+
+def always(*_: Any) -> None:
+    """The ``can_run`` and ``available`` of an implementation that runs anywhere."""
+    return None
+
+
+class Operator:
+    """An operator's implementations, most preferred first; call it to run the chosen one."""
+
+    def __init__(self, name: str, implementations: Sequence[Implementation]) -> None:
+        self.name = name
+        self.implementations = tuple(implementations)
+        _operators[name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        return self.choose(*args).run(*args)
+
+    def choose(self, *args: Any) -> Implementation:
+        """Returns the implementation for these arguments.
+
+        Raises:
+            BackendError: The forced backend cannot run them.
+        """
+        forced = _forced.get(self.name, _forced.get("*"))
+        if forced is not None:
+            return self._demand(forced, *args)
+        for implementation in self.implementations:
+            reason = _refusal(implementation, *args)
+            if reason is None:
+                return implementation
+            if not torch.compiler.is_compiling():
+                self._log_once(implementation.backend, reason)
+        raise BackendError(f"{self.name}: no backend can run these arguments")
+
+    def _demand(self, backend_name: str, *args: Any) -> Implementation:
+        for implementation in self.implementations:
+            if implementation.backend == backend_name:
+                reason = _refusal(implementation, *args)
+                if reason is not None:
+                    raise BackendError(
+                        f"{self.name}: the {backend_name} backend is forced but {reason}"
+                    )
+                return implementation
+        have = ", ".join(implementation.backend for implementation in self.implementations)
+        raise BackendError(
+            f"{self.name}: the {backend_name} backend is forced but this operator has only {have}"
+        )
+
+    def _log_once(self, backend_name: str, reason: str) -> None:
+        key = (self.name, backend_name, reason)
+        if key not in _logged:
+            _logged.add(key)
+            _log.info("%s: not using the %s backend: %s", self.name, backend_name, reason)
+
+
+def _refusal(implementation: Implementation, *args: Any) -> str | None:
+    reason = implementation.available()
+    return implementation.can_run(*args) if reason is None else reason
+
+
+def operators() -> dict[str, Operator]:
+    """Returns every registered operator by its public name."""
+    return dict(_operators)
+
+
+@contextmanager
+def backend(name: str, *operator_names: str) -> Iterator[None]:
+    """Forces a backend, for all operators or for those named, while the context lasts.
+
+    The choice holds for the whole process (autograd runs backward passes on other threads) and
+    contexts nest. An operator that cannot run on the forced backend raises :class:`BackendError`.
+
+    Args:
+        name: ``"eager"``, ``"native"`` or ``"triton"``.
+        operator_names: Public names of operators, such as ``"focal_pool"``; none means all.
+
+    Raises:
+        ValueError: The backend or an operator name is unknown.
+
+    Example:
+        >>> with vss_kernels.backend("eager"):
+        ...     expected = vss_kernels.focal_pool(x, weight, bias, (4, 4))
+    """
+    global _forced
+    before = _forced
+    forced = _parse_names(name, operator_names)
+    _forced = {**before, **forced} if operator_names else forced
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _parse_names(name: str, operator_names: Sequence[str]) -> dict[str, str]:
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    for operator_name in operator_names:
+        if _operators and operator_name not in _operators:
+            raise ValueError(
+                f"unknown operator {operator_name!r}; choose from {', '.join(sorted(_operators))}"
+            )
+    return {operator_name: name for operator_name in operator_names or ("*",)}
+
+
+def parse_environment(text: str) -> dict[str, str]:
+    """Reads ``VSS_KERNELS_BACKEND``: ``native``, or ``focal_pool=native,attend_selected=eager``.
+
+    Raises:
+        ValueError: A backend name is unknown or an entry is malformed.
+    """
+    forced: dict[str, str] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        operator_name, separator, name = entry.partition("=")
+        try:
+            forced.update(
+                _parse_names(name, (operator_name,)) if separator else _parse_names(entry, ())
+            )
+        except ValueError as error:
+            raise ValueError(f"VSS_KERNELS_BACKEND={text!r}: {error}") from None
+    return forced
+
+
+_forced: dict[str, str] = parse_environment(os.environ.get("VSS_KERNELS_BACKEND", ""))

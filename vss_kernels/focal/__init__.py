@@ -1,0 +1,1 @@
+"""The focal operators of CFFM: window pooling and cross-frame window attention."""

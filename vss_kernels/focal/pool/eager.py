@@ -1,0 +1,27 @@
+"""focal_pool in plain PyTorch: the definition, the fallback and the benchmark baseline."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+def focal_pool(x: Tensor, weight: Tensor, bias: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Bilinear resize to whole sub-windows, then one learned weighted sum over each of them."""
+    batch, height, width, channels = x.shape
+    rows, columns = cells
+    side = math.isqrt(weight.numel())
+    compute = x.float() if x.dtype.itemsize < 4 else x
+    grid = compute.permute(0, 3, 1, 2)  # [B, C, H, W]
+    if (height, width) != (rows * side, columns * side) and x.numel() > 0:
+        grid = F.interpolate(
+            grid, size=(rows * side, columns * side), mode="bilinear", align_corners=False
+        )
+    if x.numel() == 0:
+        grid = grid.new_zeros(batch, channels, rows * side, columns * side)
+    windows = grid.reshape(batch, channels, rows, side, columns, side)
+    kernel = weight.to(compute.dtype).reshape(side, side)
+    pooled = (windows * kernel[:, None, :]).sum(dim=(3, 5)) + bias.to(compute.dtype)
+    return pooled.permute(0, 2, 3, 1).to(x.dtype).contiguous()  # [B, ch, cw, C]
