@@ -7,13 +7,15 @@ import math
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from vss_kernels.precision import accumulation_dtype
+
 
 def focal_pool(x: Tensor, weight: Tensor, bias: Tensor, cells: tuple[int, int]) -> Tensor:
     """Bilinear resize to whole sub-windows, then one learned weighted sum over each of them."""
     batch, height, width, channels = x.shape
     rows, columns = cells
     side = math.isqrt(weight.numel())
-    compute = x.float() if x.dtype.itemsize < 4 else x
+    compute = x.to(accumulation_dtype(x.dtype))
     grid = compute.permute(0, 3, 1, 2)  # [B, C, H, W]
     if (height, width) != (rows * side, columns * side) and x.numel() > 0:
         grid = F.interpolate(
