@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,8 +21,24 @@ def cast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
-        tensor.to(dtype)
-        if tensor.is_floating_point() and tensor.dtype != torch.float64
-        else tensor
+        tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
         for tensor in tensors
     )
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes ``function`` compute in the dtypes it chooses itself, also under ``torch.autocast``.
+
+    The device is that of the first argument. An eager definition needs this where it widens its
+    inputs: autocast would narrow them again at the next matrix product.
+    """
+
+    @functools.wraps(function)
+    def run(first: Tensor, *args: Any) -> Any:
+        device = first.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return function(first, *args)
+        with torch.autocast(device, enabled=False):
+            return function(first, *args)
+
+    return run

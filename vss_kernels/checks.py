@@ -105,3 +105,23 @@ def check_range(operator: str, name: str, tensor: Tensor, low: int, high: int) -
             f"{operator}: {name} must lie in [{low}, {high}), got values from "
             f"{smallest} to {largest}"
         )
+
+
+def check_index(operator: str, index: object, tokens: Tensor) -> None:
+    """Raises unless ``index`` (B,R,S) holds int64 positions of ``tokens`` (B,R,N,channels).
+
+    Raises:
+        TypeError: ``index`` is no int64 tensor.
+        ValueError: Its shape or device does not fit, or a position is outside ``[0, N)``.
+    """
+    check_tensor(operator, "index", index, "B,R,S")
+    assert isinstance(index, Tensor)
+    if index.dtype != torch.int64:
+        raise TypeError(f"{operator}: index must be int64, got {index.dtype}")
+    check_shape(operator, "index", index, (tokens.shape[0], tokens.shape[1], None))
+    if index.device != tokens.device:
+        raise ValueError(
+            f"{operator}: index is on {index.device} but the tokens are on {tokens.device}; "
+            "move them to one device"
+        )
+    check_range(operator, "index", index, 0, tokens.shape[2])

@@ -1,0 +1,10 @@
+"""Modules around the operators: the learned parts that MRCFA and CFFM add to an encoder."""
+
+from vss_kernels.nn.relation import AffinityAggregation, ConvNorm, RelationAffinity, kept_share
+
+__all__ = [
+    "AffinityAggregation",
+    "ConvNorm",
+    "RelationAffinity",
+    "kept_share",
+]
