@@ -1,0 +1,231 @@
+"""Mix Transformer (MiT), the SegFormer encoder: four feature levels from overlapping patches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BLOCK_NORM_EPS = 1e-6
+"""LayerNorm eps in the blocks and at the end of each stage."""
+
+CONV_NORM_EPS = 1e-5
+"""LayerNorm eps after the patch embedding and the key/value reduction convolutions."""
+
+
+class DropPath(nn.Module):
+    """Drops the residual branch of a random share of the samples and scales up the others.
+
+    Args:
+        rate: Probability with which a sample's branch is dropped in training, in [0, 1).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Returns (N, ...) like `branch`, with whole samples zeroed in training."""
+        if self.rate == 0.0 or not self.training:
+            return branch
+        kept = 1.0 - self.rate
+        mask = branch.new_empty((branch.shape[0],) + (1,) * (branch.dim() - 1)).bernoulli_(kept)
+        return branch * (mask / kept)
+
+    def extra_repr(self) -> str:
+        """Shows the rate when the module is printed."""
+        return f"rate={self.rate:.3g}"
+
+
+def convolve_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Applies a convolution to (N, H, W, C) and returns (N, H', W', C') without a copy of ours."""
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class PatchEmbedding(nn.Module):
+    """Overlapping patches: a strided convolution and LayerNorm. (N, C, H, W) -> (N, h, w, C')."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(
+            in_channels, out_channels, kernel, stride=stride, padding=kernel // 2
+        )
+        self.norm = nn.LayerNorm(out_channels, eps=CONV_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeds (N, C, H, W) as (N, ceil(H / stride), ceil(W / stride), C')."""
+        return self.norm(self.projection(x).permute(0, 2, 3, 1))
+
+
+class ReducedAttention(nn.Module):
+    """Self-attention whose keys and values come from a map reduced `reduction` times per side.
+
+    Args:
+        dim: Channels.
+        num_heads: Heads; must divide `dim`.
+        reduction: Kernel and stride of the reducing convolution; 1 leaves it out.
+    """
+
+    def __init__(self, dim: int, num_heads: int, reduction: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.projection = nn.Linear(dim, dim)
+        self.reduction: nn.Conv2d | None = None
+        self.reduction_norm: nn.LayerNorm | None = None
+        if reduction > 1:
+            self.reduction = nn.Conv2d(dim, dim, reduction, stride=reduction)
+            self.reduction_norm = nn.LayerNorm(dim, eps=CONV_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends within each (H, W, C) map of the batch; returns (N, H, W, C)."""
+        n, height, width, dim = x.shape
+        context = x
+        if self.reduction is not None and self.reduction_norm is not None:
+            context = self.reduction_norm(convolve_channels_last(self.reduction, x))
+        head_shape = (self.num_heads, dim // self.num_heads)
+        query = self.query(x).reshape(n, height * width, *head_shape).transpose(1, 2)
+        key_value = self.key_value(context).reshape(n, -1, 2, *head_shape)
+        key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.projection(attended.transpose(1, 2).reshape(n, height, width, dim))
+
+
+class MixFeedForward(nn.Module):
+    """Linear, depthwise 3x3 convolution, exact GELU, linear."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, hidden)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.contract = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, H, W, C) to the same shape."""
+        return self.contract(F.gelu(convolve_channels_last(self.depthwise, self.expand(x))))
+
+
+class MixBlock(nn.Module):
+    """Pre-norm transformer block of reduced attention and the convolutional feed-forward."""
+
+    def __init__(
+        self, dim: int, num_heads: int, reduction: int, mlp_ratio: float, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
+        self.attention = ReducedAttention(dim, num_heads, reduction)
+        self.mlp_norm = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
+        self.mlp = MixFeedForward(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, H, W, C) to the same shape."""
+        x = x + self.drop_path(self.attention(self.attention_norm(x)))
+        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+
+
+class MixStage(nn.Module):
+    """One feature level: patch embedding, blocks, final norm."""
+
+    def __init__(self, embedding: PatchEmbedding, blocks: Sequence[MixBlock], dim: int) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, C', h, w), stored with the channels last."""
+        x = self.embedding(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x).permute(0, 3, 1, 2)
+
+
+class MixTransformer(nn.Module):
+    """The MiT encoder (SegFormer, NeurIPS 2021, section 3.1).
+
+    Args:
+        dims: Channels of the four levels.
+        depths: Blocks in each level.
+        num_heads: Attention heads in each level.
+        reductions: Key/value reduction per side in each level.
+        mlp_ratio: Hidden over input channels of the feed-forward.
+        drop_path: Drop-path rate of the last block; it rises linearly from 0 at the first.
+
+    Raises:
+        ValueError: If a per-level setting has not four entries, or heads don't divide channels.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        num_heads: Sequence[int] = (1, 2, 5, 8),
+        reductions: Sequence[int] = (8, 4, 2, 1),
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.1,
+    ) -> None:
+        super().__init__()
+        per_level = {
+            "dims": dims, "depths": depths, "num_heads": num_heads, "reductions": reductions
+        }  # fmt: skip
+        for name, values in per_level.items():
+            if len(values) != 4:
+                raise ValueError(f"{name} needs one number per level, four in all; got {values!r}")
+        for dim, heads in zip(dims, num_heads, strict=True):
+            if dim % heads:
+                raise ValueError(
+                    f"dims must be multiples of num_heads level by level; got dims={tuple(dims)}, "
+                    f"num_heads={tuple(num_heads)}"
+                )
+        self.channels = tuple(dims)
+        num_blocks = sum(depths)
+        rates = [drop_path * i / max(1, num_blocks - 1) for i in range(num_blocks)]
+        stages = []
+        for level, dim in enumerate(dims):
+            previous = dims[level - 1] if level else 3
+            kernel, stride = (3, 2) if level else (7, 4)
+            first = sum(depths[:level])
+            blocks = [
+                MixBlock(dim, num_heads[level], reductions[level], mlp_ratio, rate)
+                for rate in rates[first : first + depths[level]]
+            ]
+            stages.append(MixStage(PatchEmbedding(previous, dim, kernel, stride), blocks, dim))
+        self.stages = nn.ModuleList(stages)
+        self.apply(initialise)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Encodes images.
+
+        Args:
+            images: (N, 3, H, W), normalised.
+
+        Returns:
+            Four maps (N, C_i, H_i, W_i) at strides 4, 8, 16 and 32 (sides rounded up).
+        """
+        features = []
+        x = images
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+def initialise(module: nn.Module) -> None:
+    """Initialises one layer: truncated normal 0.02 for linears, fan-out normal for convolutions."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        kernel_height, kernel_width = module.kernel_size
+        fan_out = kernel_height * kernel_width * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+__all__ = ["MixTransformer"]

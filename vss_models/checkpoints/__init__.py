@@ -1,0 +1,19 @@
+"""Weights in and out: released, Hugging Face and segmentation_models_pytorch files, and our own."""
+
+from .own import build_model, describe_model, load_model, save_model
+from .released import load_backbone, load_released, save_released, to_released
+from .report import CheckpointError, LoadReport, ShapeMismatch
+
+__all__ = [
+    "CheckpointError",
+    "LoadReport",
+    "ShapeMismatch",
+    "build_model",
+    "describe_model",
+    "load_backbone",
+    "load_model",
+    "load_released",
+    "save_model",
+    "save_released",
+    "to_released",
+]

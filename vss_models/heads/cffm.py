@@ -1,0 +1,130 @@
+"""The CFFM head: coarse-to-fine feature mining across frames (CVPR 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vss_kernels import FocalGeometry, PooledLevel
+from vss_kernels.nn import FocalBlock
+
+from .segformer import (
+    ClipLogits,
+    FrameState,
+    SegFormerHead,
+    make_classifier,
+    resize,
+    split_clips,
+)
+
+WINDOW = 7
+TARGET_LEVEL = PooledLevel(5, 1)
+
+
+class CFFMHead(SegFormerHead):
+    """Refines the target's features with focal blocks over coarsely to finely pooled references.
+
+    Args:
+        channels: Channels of the four feature levels.
+        num_classes: K.
+        focal_blocks: Number of blocks, one after the other.
+        focal_heads: Attention heads; must divide `embed_dim`.
+        reference_levels: Per reference, oldest first: cells per window side it is pooled to.
+            R is their number; released weights have (1, 2, 3).
+        reference_kernels: Per reference: odd side, in cells, of the area that a window attends to.
+        embed_dim: Channels E of the fused map.
+        dropout: Probability of dropping a whole channel before a classifier, in training.
+        fusion: "projected" (fast) or "concatenate" (the definition); the same result.
+
+    Raises:
+        ValueError: If levels and kernels differ in number, are empty or out of range, or the heads
+            do not divide `embed_dim`.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_classes: int,
+        focal_blocks: int = 2,
+        focal_heads: int = 8,
+        reference_levels: Sequence[int] = (1, 2, 3),
+        reference_kernels: Sequence[int] = (7, 5, 3),
+        embed_dim: int = 256,
+        dropout: float = 0.1,
+        fusion: str = "projected",
+    ) -> None:
+        super().__init__(channels, num_classes, embed_dim, dropout, fusion)
+        geometry = make_geometry(reference_levels, reference_kernels)
+        if embed_dim % focal_heads:
+            raise ValueError(
+                f"focal_heads must divide embed_dim, got {focal_heads} heads for {embed_dim}"
+            )
+        self.num_references = len(reference_levels)
+        self.blocks = nn.ModuleList(
+            FocalBlock(embed_dim, focal_heads, geometry) for _ in range(focal_blocks)
+        )
+        self.target_classifier = make_classifier(2 * embed_dim, num_classes)
+
+    def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:
+        """Segments clips; see `SegFormerHead.forward`. M = 1 target prediction in training."""
+        fused = self.fusion(features)
+        clips = split_clips(resize(fused, features[1].shape[-2:]), num_clips)
+        logits = self._decode(clips[:, -1], clips[:, :-1], fused.shape[-2:])
+        if not self.training:
+            return logits
+        return ClipLogits(split_clips(self.classify(fused), num_clips), logits.unsqueeze(1))
+
+    def encode_frame(self, features: Sequence[Tensor]) -> FrameState:
+        """Computes the state of N frames: their fused features, at 1/4 and at 1/8."""
+        fused = self.fusion(features)
+        fused_at_8 = resize(fused, features[1].shape[-2:])
+        return FrameState(fused, fused_at_8, fused_at_8)
+
+    def decode(self, frame: FrameState, references: Sequence[Tensor]) -> Tensor:
+        """Returns the logits (N, K, H/4, W/4) of a frame given R earlier ones, oldest first.
+
+        Args:
+            frame: State of the target frames.
+            references: Fused features (N, E, H/8, W/8) of the earlier frames.
+
+        Raises:
+            ValueError: If there are not R references.
+        """
+        if len(references) != self.num_references:
+            raise ValueError(
+                f"references must hold {self.num_references} frames, got {len(references)}"
+            )
+        return self._decode(frame.target, torch.stack(list(references), 1), frame.fused.shape[-2:])
+
+    def _decode(self, target: Tensor, references: Tensor, size: Sequence[int]) -> Tensor:
+        """Decodes (B, E, h, w) with references (B, R, E, h, w) into (B, K, *size)."""
+        earlier = [frame.permute(0, 2, 3, 1) for frame in references.unbind(1)]
+        refined = target.permute(0, 2, 3, 1)
+        for block in self.blocks:
+            refined = block(refined, earlier)
+        both = torch.cat([target, refined.permute(0, 3, 1, 2)], dim=1)
+        return resize(self.target_classifier(self.dropout(both)), size)
+
+
+def make_geometry(levels: Sequence[int], kernels: Sequence[int]) -> FocalGeometry:
+    """Returns the attention geometry of references pooled to `levels` cells per window side.
+
+    Raises:
+        ValueError: If the lists differ in length, are empty or hold values out of range.
+    """
+    if not levels or len(levels) != len(kernels):
+        raise ValueError(
+            "reference_levels and reference_kernels need one entry per reference, got "
+            f"{tuple(levels)} and {tuple(kernels)}"
+        )
+    if any(not 1 <= level <= WINDOW for level in levels):
+        raise ValueError(f"reference_levels must lie in 1 .. {WINDOW}, got {tuple(levels)}")
+    if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
+        raise ValueError(f"reference_kernels must be positive and odd, got {tuple(kernels)}")
+    pooled = [PooledLevel(k, level) for k, level in zip(kernels, levels, strict=True)]
+    return FocalGeometry(window=WINDOW, pooled=(TARGET_LEVEL, *pooled))
+
+
+__all__ = ["CFFMHead", "make_geometry"]

@@ -1,0 +1,76 @@
+"""All-MLP fusion of the four feature levels into one map at 1/4 of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vss_kernels import fuse_pyramid
+
+FUSION_MODES = ("projected", "concatenate")
+
+
+class PyramidFusion(nn.Module):
+    """Fuses four levels: linear to `embed_dim`, resize, concatenate, 1x1 convolution, norm, ReLU.
+
+    A linear map and a bilinear resize commute, so the mode "projected" multiplies the two matrices
+    of each level first, projects the level at its own size, and sums the resized results: the same
+    map without the wide concatenation at 1/4. "concatenate" follows the definition step by step and
+    is there to compare against. Both use the same parameters (SegFormer, section 3.2).
+
+    Args:
+        channels: Channels of the levels at 1/4, 1/8, 1/16 and 1/32.
+        embed_dim: Channels E of the fused map.
+        mode: "projected" or "concatenate".
+
+    Raises:
+        ValueError: If the mode is neither.
+    """
+
+    def __init__(self, channels: Sequence[int], embed_dim: int, mode: str = "projected") -> None:
+        super().__init__()
+        if mode not in FUSION_MODES:
+            raise ValueError(f"fusion must be one of {FUSION_MODES}, got {mode!r}")
+        self.mode = mode
+        self.level_projections = nn.ModuleList(nn.Linear(c, embed_dim) for c in channels)
+        self.mix = nn.Conv2d(len(channels) * embed_dim, embed_dim, 1, bias=False)
+        self.norm = nn.BatchNorm2d(embed_dim, eps=1e-5)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Fuses the levels (N, C_i, H_i, W_i), largest first, into (N, E, H_1, W_1)."""
+        mixed = self._project(features) if self.mode == "projected" else self._concatenate(features)
+        return F.relu(self.norm(mixed))
+
+    def _project(self, features: Sequence[Tensor]) -> Tensor:
+        weights, bias = self._level_weights(features[0].device.type)
+        levels = []
+        for level, (feature, weight) in enumerate(zip(features, weights, strict=True)):
+            # A resize leaves constants as they are, so one level can carry all four biases.
+            level_bias = bias if level == len(weights) - 1 else None
+            projected = F.linear(feature.permute(0, 2, 3, 1), weight, level_bias)
+            levels.append(projected.permute(0, 3, 1, 2))
+        return fuse_pyramid(levels)
+
+    def _level_weights(self, device_type: str) -> tuple[list[Tensor], Tensor]:
+        """Products of the mixing matrix with each level's matrix (E, C_i), and the bias (E,)."""
+        # The concatenation starts with the smallest level.
+        mixers = list(reversed(self.mix.weight.flatten(1).chunk(len(self.level_projections), 1)))
+        with torch.autocast(device_type, enabled=False):
+            pairs = list(zip(mixers, self.level_projections, strict=True))
+            weights = [mixer @ linear.weight for mixer, linear in pairs]
+            bias = torch.stack([mixer @ linear.bias for mixer, linear in pairs]).sum(0)
+        return weights, bias
+
+    def _concatenate(self, features: Sequence[Tensor]) -> Tensor:
+        size = features[0].shape[-2:]
+        embedded = []
+        for feature, linear in zip(features, self.level_projections, strict=True):
+            level = linear(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            embedded.append(F.interpolate(level, size=size, mode="bilinear", align_corners=False))
+        return self.mix(torch.cat(embedded[::-1], dim=1))
+
+
+__all__ = ["FUSION_MODES", "PyramidFusion"]

@@ -1,0 +1,169 @@
+"""The MRCFA head: mining relations among cross-frame affinities (ECCV 2022, arXiv 2207.10436)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vss_kernels import attend_selected
+from vss_kernels.nn import RelationAffinity
+
+from .segformer import (
+    ClipLogits,
+    FrameState,
+    SegFormerHead,
+    make_classifier,
+    resize,
+    split_clips,
+)
+
+
+class RelationTarget(NamedTuple):
+    """What decoding needs of N target frames. Scales in the order 1/8, 1/16, 1/32.
+
+    Attributes:
+        queries: Three projected maps (N, Q_s, C_s), Q_s positions each.
+        sizes: Their heights and widths.
+        fused: (N, E, H/8, W/8) fused features.
+    """
+
+    queries: tuple[Tensor, ...]
+    sizes: tuple[tuple[int, int], ...]
+    fused: Tensor
+
+
+class RelationReference(NamedTuple):
+    """What decoding needs of reference frames: n tokens on the 1/32 grid, (...) = N or B, R.
+
+    Attributes:
+        keys: Three projected maps (..., n, C_s) of the features at 1/8, 1/16 and 1/32.
+        values: (..., n, E) from the fused features.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: Tensor
+
+
+class MRCFAHead(SegFormerHead):
+    """Segments the target with values of its references, weighted by refined affinities.
+
+    Args:
+        channels: Channels of the four feature levels; the last three enter the affinities.
+        num_classes: K.
+        variant: "b0" .. "b5": share of kept tokens and layers of the affinity refinement.
+        num_references: R. Released weights have 3: each reference has its own decoder.
+        embed_dim: Channels E of the fused map.
+        dropout: Probability of dropping a whole channel before a classifier, in training.
+        fusion: "projected" (fast) or "concatenate" (the definition); the same result.
+
+    Raises:
+        ValueError: If `num_references` is not positive.
+    """
+
+    size_divisor = 32
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_classes: int,
+        variant: str = "b1",
+        num_references: int = 3,
+        embed_dim: int = 256,
+        dropout: float = 0.1,
+        fusion: str = "projected",
+    ) -> None:
+        super().__init__(channels, num_classes, embed_dim, dropout, fusion)
+        if num_references < 1:
+            raise ValueError(f"num_references must be at least 1, got {num_references}")
+        self.num_references = num_references
+        _, at_8, at_16, at_32 = channels
+        self.reference_reductions = nn.ModuleList(
+            [nn.Conv2d(at_8, at_8, 4, stride=4), nn.Conv2d(at_16, at_16, 2, stride=2)]
+        )
+        self.value = nn.Conv2d(embed_dim, embed_dim, 4, stride=4)
+        self.relation = RelationAffinity((at_8, at_16, at_32), variant)
+        self.decoders = nn.ModuleList(
+            make_classifier(embed_dim, num_classes) for _ in range(num_references + 1)
+        )
+
+    def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:
+        """Segments clips; see `SegFormerHead.forward`. M = R + 1 target predictions in training."""
+        fused = self.fusion(features)
+        fused_at_8 = resize(fused, features[1].shape[-2:])
+        clips = [split_clips(feature, num_clips) for feature in (*features[1:], fused_at_8)]
+        target = self._encode_target([clip[:, -1] for clip in clips[:3]], clips[3][:, -1])
+        earlier = [clip[:, :-1].flatten(0, 1) for clip in clips]
+        references = self._encode_reference(earlier[:3], earlier[3])
+        references = RelationReference(
+            tuple(split_clips(keys, num_clips) for keys in references.keys),
+            split_clips(references.values, num_clips),
+        )
+        answers = self._attend(target, references)
+        size = fused.shape[-2:]
+        if not self.training:
+            return self._decode_final(answers, target, size)
+        per_reference = [
+            resize(self.decoders[i](self.dropout(answer)), size)
+            for i, answer in enumerate(answers.unbind(1))
+        ]
+        final = self._decode_final(answers, target, size)
+        per_frame = split_clips(self.classify(fused), num_clips)
+        return ClipLogits(per_frame, torch.stack([*per_reference, final], dim=1))
+
+    def encode_frame(self, features: Sequence[Tensor]) -> FrameState:
+        """Computes the state of N frames from their four feature levels (N, C_i, H_i, W_i)."""
+        fused = self.fusion(features)
+        fused_at_8 = resize(fused, features[1].shape[-2:])
+        target = self._encode_target(features[1:], fused_at_8)
+        reference = self._encode_reference(features[1:], fused_at_8)
+        return FrameState(fused, target, reference)
+
+    def decode(self, frame: FrameState, references: Sequence[RelationReference]) -> Tensor:
+        """Returns the logits (N, K, H/4, W/4) of a frame given R earlier ones, oldest first.
+
+        Raises:
+            ValueError: If there are not R references.
+        """
+        if len(references) != self.num_references:
+            raise ValueError(
+                f"references must hold {self.num_references} frames, got {len(references)}"
+            )
+        stacked = RelationReference(
+            tuple(torch.stack(keys, 1) for keys in zip(*(r.keys for r in references), strict=True)),
+            torch.stack([reference.values for reference in references], 1),
+        )
+        answers = self._attend(frame.target, stacked)
+        return self._decode_final(answers, frame.target, frame.fused.shape[-2:])
+
+    def _encode_target(self, features: Sequence[Tensor], fused_at_8: Tensor) -> RelationTarget:
+        sizes = tuple((feature.shape[-2], feature.shape[-1]) for feature in features)
+        queries = tuple(self.relation.project_target(list(features)))
+        return RelationTarget(queries, sizes, fused_at_8)
+
+    def _encode_reference(
+        self, features: Sequence[Tensor], fused_at_8: Tensor
+    ) -> RelationReference:
+        at_8, at_16, at_32 = features
+        reduce_8, reduce_16 = self.reference_reductions
+        maps = [reduce_8(at_8), reduce_16(at_16), at_32]
+        keys = self.relation.project_references([grid.unsqueeze(1) for grid in maps])
+        values = self.value(fused_at_8).flatten(2).transpose(1, 2)
+        return RelationReference(tuple(key.squeeze(1) for key in keys), values)
+
+    def _attend(self, target: RelationTarget, references: RelationReference) -> Tensor:
+        """Returns what each reference says of the target, (B, R, E, H/8, W/8)."""
+        affinity, index = self.relation.relate(
+            list(target.queries), list(references.keys), target.sizes
+        )
+        answers = attend_selected(affinity, references.values, index)
+        return answers.transpose(2, 3).unflatten(3, target.sizes[0])
+
+    def _decode_final(self, answers: Tensor, target: RelationTarget, size: Sequence[int]) -> Tensor:
+        summary = answers.mean(dim=1) + target.fused
+        return resize(self.decoders[-1](self.dropout(summary)), size)
+
+
+__all__ = ["MRCFAHead", "RelationReference", "RelationTarget"]

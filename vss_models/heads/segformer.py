@@ -1,0 +1,119 @@
+"""The per-frame SegFormer head, which the two temporal heads extend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .fusion import PyramidFusion
+
+
+class ClipLogits(NamedTuple):
+    """What a model returns in training mode. K classes, at 1/4 of the image.
+
+    Attributes:
+        per_frame: (B, T, K, h, w), each frame on its own.
+        target: (B, M, K, h, w), M predictions of the last frame: one per reference and the final
+            one for MRCFA, one for CFFM, none (M = 0) for SegFormer.
+    """
+
+    per_frame: Tensor
+    target: Tensor
+
+
+class FrameState(NamedTuple):
+    """What a head computes once for a frame.
+
+    Attributes:
+        fused: (N, E, H/4, W/4), the fused features; per-frame logits come from them.
+        target: What the head needs to decode this frame (type of the head's own).
+        reference: What the head needs of this frame to decode later ones: keep only this.
+    """
+
+    fused: Tensor
+    target: Any
+    reference: Any
+
+
+class SegFormerHead(nn.Module):
+    """All-MLP fusion and a 1x1 classifier; every frame on its own (SegFormer, section 3.2).
+
+    Args:
+        channels: Channels of the four feature levels.
+        num_classes: K.
+        embed_dim: Channels of the fused map.
+        dropout: Probability of dropping a whole channel before a classifier, in training.
+        fusion: "projected" (fast) or "concatenate" (the definition); the same result.
+    """
+
+    num_references = 0
+    size_divisor = 1
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_classes: int,
+        embed_dim: int = 256,
+        dropout: float = 0.1,
+        fusion: str = "projected",
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.fusion = PyramidFusion(channels, embed_dim, fusion)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = make_classifier(embed_dim, num_classes)
+
+    def classify(self, fused: Tensor) -> Tensor:
+        """Turns fused features (N, E, h, w) into per-frame logits (N, K, h, w)."""
+        return self.classifier(self.dropout(fused))
+
+    def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:
+        """Segments clips from the features of all their frames.
+
+        Args:
+            features: Four levels (B * T, C_i, H_i, W_i), the frames of a clip one after the other.
+            num_clips: B.
+
+        Returns:
+            In evaluation the last frames' logits (B, K, H/4, W/4); in training `ClipLogits`.
+        """
+        fused = self.fusion(features)
+        if not self.training:
+            return self.classify(split_clips(fused, num_clips)[:, -1])
+        per_frame = split_clips(self.classify(fused), num_clips)
+        return ClipLogits(per_frame, per_frame[:, :0])
+
+    def encode_frame(self, features: Sequence[Tensor]) -> FrameState:
+        """Computes the state of N frames from their four feature levels (N, C_i, H_i, W_i)."""
+        return FrameState(self.fusion(features), None, None)
+
+    def decode(self, frame: FrameState, references: Sequence[Any]) -> Tensor:
+        """Returns the logits (N, K, H/4, W/4) of a frame; this head needs no references."""
+        if references:
+            raise ValueError(f"a per-frame head takes no references, got {len(references)}")
+        return self.classify(frame.fused)
+
+
+def make_classifier(in_channels: int, num_classes: int) -> nn.Conv2d:
+    """Returns a 1x1 convolution to class logits that starts close to zero."""
+    classifier = nn.Conv2d(in_channels, num_classes, 1)
+    nn.init.normal_(classifier.weight, std=0.01)
+    if classifier.bias is not None:
+        nn.init.zeros_(classifier.bias)
+    return classifier
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes (N, C, H, W) bilinearly, pixel centres aligned (align_corners=False)."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def split_clips(x: Tensor, num_clips: int) -> Tensor:
+    """Views (B * T, ...) as (B, T, ...)."""
+    return x.unflatten(0, (num_clips, -1))
+
+
+__all__ = ["ClipLogits", "FrameState", "SegFormerHead"]
