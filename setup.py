@@ -1,4 +1,4 @@
-"""Builds the native extension of vss_kernels; everything else about the package is in pyproject.toml.
+"""Builds the native extension of vss_kernels; all else about the package is in pyproject.toml.
 
 Environment switches:
     VSS_KERNELS_EXTENSION   1 = fail if it cannot be built, 0 = do not build it (default: build it
@@ -52,7 +52,9 @@ def find_toolkit() -> Path | None:
     An nvcc on PATH may be a wrapper script outside the toolkit, so nvcc itself is asked where it
     lives: a dry run prints its TOP folder.
     """
-    candidates = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    candidates = [
+        Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ
+    ]
     nvcc = shutil.which("nvcc")
     if nvcc is not None:
         dry_run = subprocess.run(
@@ -93,10 +95,6 @@ def toolkit_for(torch_cuda: str | None) -> Path | None:
     return None
 
 
-def describe_build(torch_version: str, cuda: str, arch_list: str, flags: list[str]) -> dict[str, str]:
-    return {"torch": torch_version, "cuda": cuda, "cuda_arch_list": arch_list, "flags": " ".join(flags)}
-
-
 def native_extension() -> dict[str, object]:
     """Returns the setup() arguments that build the extension; none where it cannot be built."""
     wanted = switch("VSS_KERNELS_EXTENSION")
@@ -131,16 +129,26 @@ def extension_arguments(torch: object) -> dict[str, object]:
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     sources = ["csrc/ops.cpp", "csrc/module.cpp", *relative_sources("cpu.cpp")]
-    flags = ["-O3", "-std=c++20", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+    flags = [
+        "-O3",
+        "-std=c++20",
+        "-fopenmp",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wno-unknown-pragmas",
+    ]
     link_flags = ["-fopenmp"]
     if switch("VSS_KERNELS_SANITIZE"):
         sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
         flags += [*sanitize, "-g", "-O1", "-DVSS_NO_CPU_CLONES"]
         link_flags += sanitize
     arch_list = os.environ.get("TORCH_CUDA_ARCH_LIST", "") if toolkit is not None else ""
-    info = describe_build(
-        torch.__version__, torch.version.cuda if toolkit is not None else "", arch_list, flags
-    )
+    info = {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if toolkit is not None else "",
+        "cuda_arch_list": arch_list,
+        "flags": " ".join(flags),
+    }
     compile_arguments: dict[str, list[str]] = {"cxx": flags}
     if toolkit is not None:
         sources += relative_sources("cuda.cu")

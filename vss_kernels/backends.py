@@ -62,6 +62,7 @@ class Operator:
         _operators[name] = self
 
     def __call__(self, *args: Any) -> Any:
+        """Runs the chosen implementation."""
         return self.choose(*args).run(*args)
 
     def choose(self, *args: Any) -> Implementation:
@@ -148,7 +149,7 @@ def _parse_names(name: str, operator_names: Sequence[str]) -> dict[str, str]:
             raise ValueError(
                 f"unknown operator {operator_name!r}; choose from {', '.join(sorted(_operators))}"
             )
-    return {operator_name: name for operator_name in operator_names or ("*",)}
+    return dict.fromkeys(operator_names or ("*",), name)
 
 
 def parse_environment(text: str) -> dict[str, str]:

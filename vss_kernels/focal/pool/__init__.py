@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from vss_kernels.autocast import cast_inputs
 from vss_kernels.checks import check_same_kind, check_tensor
+from vss_kernels.focal.pool.eager import window_side
 from vss_kernels.focal.pool.op import operator
 
 __all__ = ["focal_pool"]
@@ -41,7 +40,7 @@ def focal_pool(x: Tensor, weight: Tensor, bias: Tensor, cells: tuple[int, int]) 
     check_tensor("focal_pool", "bias", bias, "")
     x, weight, bias = cast_inputs(x, weight, bias)
     check_same_kind("focal_pool", x=x, weight=weight, bias=bias)
-    side = math.isqrt(weight.shape[0])
+    side = window_side(weight.shape[0])
     if side == 0 or side * side != weight.shape[0]:
         raise ValueError(
             f"focal_pool: weight must hold g*g values for a sub-window of side g >= 1, "

@@ -16,9 +16,7 @@ from vss_kernels.backends import Implementation, Operator, always
 from vss_kernels.focal.pool import eager
 
 
-def _native_can_run(
-    x: Tensor, weight: Tensor, bias: Tensor, cells: tuple[int, int]
-) -> str | None:
+def _native_can_run(x: Tensor, weight: Tensor, bias: Tensor, cells: tuple[int, int]) -> str | None:
     return native.refuses(x)
 
 
