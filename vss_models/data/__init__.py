@@ -29,6 +29,7 @@ from vss_models.data.loaders import (
     item_generator,
     train_loader,
 )
+from vss_models.data.synthetic import SYNTHETIC_CLASSES, make_synthetic_dataset
 from vss_models.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -45,6 +46,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "PUBLISHED_OFFSETS",
+    "SYNTHETIC_CLASSES",
     "VSPW_CLASSES",
     "ClassTable",
     "ClipSampler",
@@ -66,6 +68,7 @@ __all__ = [
     "item_generator",
     "label_table",
     "list_frames",
+    "make_synthetic_dataset",
     "normalise",
     "numbered_classes",
     "read_classes",

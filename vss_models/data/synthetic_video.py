@@ -1,0 +1,256 @@
+"""One synthetic video: a street filmed by a moving camera, in changing light, with bad frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vss_models.data import synthetic_scene as scene
+
+_OVERSAMPLING = 2
+
+
+@dataclass(frozen=True)
+class _Mover:
+    """An object on the street or in the sky, with its phases of movement.
+
+    `start` and `speed` are in pixels of the painted scene; `parallax` is how far it moves on the
+    screen for one pixel of camera pan.
+    """
+
+    label: int
+    phases: list[scene.Sprite]
+    bottom: int
+    start: float
+    speed: float
+    parallax: float
+
+
+class SyntheticVideo:
+    """A scene whose frames can be painted in any order.
+
+    Args:
+        size: (height, width) of the frames.
+        seed: Seeds of this video; frame numbers are added to them for what changes by frame.
+    """
+
+    def __init__(self, size: tuple[int, int], seed: tuple[int, ...]) -> None:
+        self.size = size
+        self.seed = seed
+        rng = np.random.default_rng(seed)
+        self.height, self.width = size[0] * _OVERSAMPLING, size[1] * _OVERSAMPLING
+        height, width = self.height, self.width
+        self.horizon = int(height * rng.uniform(0.4, 0.52))
+
+        self.pan_reach = width * rng.uniform(0.15, 0.45)
+        self.pan_period = rng.uniform(60, 130)
+        self.pan_phase = rng.uniform(0, 2 * np.pi)
+        self.light_period = rng.uniform(25, 70)
+        self.light_phase = rng.uniform(0, 2 * np.pi)
+        self.tint = np.array([1, 1, 1]) + rng.uniform(-0.12, 0.12) * np.array([1, 0.1, -1])
+        self.exposure = rng.uniform(0.8, 1.1)
+
+        panorama = int(width + 2 * self.pan_reach) + 2
+        self.sky = self._paint_sky(rng, panorama)
+        self.skyline = scene.paint_skyline(rng, panorama, height, self.horizon)
+        self.trees = scene.paint_trees(rng, panorama, height, self.horizon + int(0.06 * height))
+        self.tiles = [scene.noise(rng, scene.TILE, scene.TILE, cells) for cells in (24, 64, 128)]
+        self.strip = rng.uniform(0.14, 0.3)
+        self.water_level = rng.uniform(-0.5, 0.5)
+        self.road = np.array(scene.vary(rng, (104, 102, 104), 20), dtype=np.float32)
+        self.grass = np.array(scene.vary(rng, (96, 128, 58), 16), dtype=np.float32)
+        self.water = np.array(scene.vary(rng, (66, 108, 132), 16), dtype=np.float32)
+        self.movers = self._place_movers(rng)
+
+    def _paint_sky(self, rng: np.random.Generator, width: int) -> np.ndarray:
+        """Sky with clouds down to the horizon: (rows, width, 3)."""
+        rows = self.horizon
+        top = np.array(scene.vary(rng, (92, 148, 214), 22), dtype=np.float32)
+        low = np.array(scene.vary(rng, (200, 214, 226), 14), dtype=np.float32)
+        height = np.linspace(0, 1, rows, dtype=np.float32)[:, None, None]
+        clouds = np.clip(scene.noise(rng, rows, width, 20) * 2.2 + rng.uniform(-0.6, 0.3), 0, 1)
+        sky = top * (1 - height) + low * height
+        return sky + (np.float32(240) - sky) * clouds[..., None] * 0.85
+
+    def _place_movers(self, rng: np.random.Generator) -> list[_Mover]:
+        """Cars, persons and posts, farthest first, then balloons."""
+        height, width = self.height, self.width
+        kinds = (
+            [scene.CAR] * int(rng.integers(2, 5))
+            + [scene.PERSON] * int(rng.integers(2, 6))
+            + [scene.POLE] * int(rng.integers(1, 4))
+        )
+        movers = []
+        for kind in kinds:
+            depth = rng.uniform(0.38, 0.98)
+            bottom = int(self.horizon + depth * (height - self.horizon))
+            scale = 0.3 + 0.7 * depth
+            forward = rng.random() < 0.5
+            direction = 1 if forward else -1
+            start = rng.uniform(0, 3 * width)
+            if kind == scene.CAR:
+                length = int(height * scale * rng.uniform(0.42, 0.6))
+                phases = [scene.car_sprite(rng, length, not forward)]
+                speed = direction * rng.uniform(0.008, 0.03) * scale * width
+            elif kind == scene.PERSON:
+                tall = int(height * scale * rng.uniform(0.3, 0.4))
+                phases = scene.person_sprites(rng, tall, not forward)
+                speed = direction * rng.uniform(0.003, 0.008) * scale * width
+            else:
+                phases = [scene.pole_sprite(rng, int(height * scale * rng.uniform(0.6, 0.85)))]
+                speed = 0.0
+            movers.append(_Mover(kind, phases, bottom, start, speed, 0.35 + 0.9 * depth))
+        movers.sort(key=lambda mover: mover.bottom)
+        for _ in range(rng.integers(0, 3)):
+            tall = int(height * rng.uniform(0.07, 0.14))
+            bottom = int(rng.uniform(0.15, 0.5) * self.horizon) + tall // 2
+            start = rng.uniform(0, 2 * width)
+            speed = rng.uniform(-0.006, 0.006) * width
+            balloon = scene.balloon_sprite(rng, tall)
+            movers.append(_Mover(scene.VOID, [balloon], bottom, start, speed, 0.15))
+        return movers
+
+    def frame(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Paint one frame.
+
+        Returns:
+            Image (height, width, 3) uint8 and mask (height, width) uint8: 0 is void, classes
+            count from 1.
+        """
+        # From 1, because a seed sequence takes (s, 0) for (s,), the seed of the scene.
+        rng = np.random.default_rng((*self.seed, number + 1))
+        pan = self.pan_reach * np.sin(2 * np.pi * number / self.pan_period + self.pan_phase)
+        colour = np.empty((self.height, self.width, 3), dtype=np.float32)
+        labels = np.empty((self.height, self.width), dtype=np.uint8)
+        self._paint_sky_and_buildings(colour, labels, pan, number)
+        self._paint_ground(colour, labels, pan, number)
+        self._paint_layer(colour, labels, self.trees, scene.TREE, 0.55 * pan)
+        for mover in self.movers:
+            self._paint_mover(colour, labels, mover, pan, number)
+        colour *= self._light(number)[..., None]
+
+        step = _OVERSAMPLING
+        colour = colour.reshape(self.size[0], step, self.size[1], step, 3).mean(axis=(1, 3))
+        image = degrade(colour * self.tint.astype(np.float32), rng)
+        return image, np.ascontiguousarray(labels[1::step, 1::step])
+
+    def _paint_sky_and_buildings(
+        self, colour: np.ndarray, labels: np.ndarray, pan: float, number: int
+    ) -> None:
+        """Everything behind the ground; the clouds drift."""
+        left = round(float(0.1 * pan + self.pan_reach))
+        clouds = np.roll(self.sky, -number // 2, axis=1)
+        colour[: self.horizon] = clouds[:, left : left + self.width]
+        labels[: self.horizon] = scene.SKY
+        self._paint_layer(colour, labels, self.skyline, scene.BUILDING, 0.35 * pan)
+
+    def _paint_layer(
+        self, colour: np.ndarray, labels: np.ndarray, layer: np.ndarray, label: int, shift: float
+    ) -> None:
+        """Paste the part of a panorama that the camera sees."""
+        left = round(float(shift + self.pan_reach))
+        seen = layer[:, left : left + self.width]
+        solid = seen[..., 3] > 0
+        colour[solid] = seen[..., :3][solid]
+        labels[solid] = label
+
+    def _paint_ground(
+        self, colour: np.ndarray, labels: np.ndarray, pan: float, number: int
+    ) -> None:
+        """Road, and between it and the horizon a strip of grass and water, in perspective."""
+        depth = np.linspace(0, 1, self.height - self.horizon, dtype=np.float32)[:, None]
+        away = 1 / (depth + 0.18)
+        across = np.arange(self.width, dtype=np.float32)[None] - self.width / 2
+        # Camera pan moves near rows more than far ones, as it does the movers.
+        u = ((across + pan * (0.35 + 0.9 * depth)) * away * 0.5).astype(np.int64)
+        v = (away * 60 + np.zeros_like(across)).astype(np.int64)
+        coarse, middle, fine = self.tiles
+        area = coarse[(v // 2) % scene.TILE, (u // 2) % scene.TILE]
+        grain = fine[v % scene.TILE, u % scene.TILE]
+
+        ground = self.road * (1 + 0.1 * area + 0.12 * grain)[..., None]
+        middle_line = (np.abs(depth - 0.62) < 0.018) & (u % 60 < 34)
+        ground[middle_line] = 215
+        kind = np.full(area.shape, scene.ROAD, dtype=np.uint8)
+
+        edge = self.strip + 0.05 * coarse[7, (u // 3) % scene.TILE]
+        kerb = (depth >= edge) & (depth < edge + 0.035)
+        ground[kerb] = 172 + 20 * grain[kerb][:, None]
+        far = depth < edge
+        wet = far & (coarse[40, (u // 4) % scene.TILE] * 1.6 > self.water_level)
+        dry = far & ~wet
+        blades = middle[(v * 3) % scene.TILE, (u * 2) % scene.TILE]
+        ground[dry] = self.grass * (1 + 0.3 * blades + 0.2 * grain)[dry][:, None]
+        waves = middle[(v * 4 + number) % scene.TILE, (u + 2 * number) % scene.TILE]
+        ground[wet] = self.water * (1 + 0.28 * waves)[wet][:, None]
+        ground[wet & (waves > 0.62)] = 205
+        kind[dry], kind[wet] = scene.GRASS, scene.WATER
+        colour[self.horizon :], labels[self.horizon :] = ground, kind
+
+    def _paint_mover(
+        self, colour: np.ndarray, labels: np.ndarray, mover: _Mover, pan: float, number: int
+    ) -> None:
+        """Paste an object; one that leaves on a side comes back later on the other."""
+        travelled = mover.speed * number
+        stride = int(abs(travelled) / (0.03 * self.height)) if len(mover.phases) > 1 else 0
+        sprite = mover.phases[stride % len(mover.phases)]
+        height, width = sprite.solid.shape
+        lap = max(2.0 * self.width, self.width + 2.0 * width)
+        left = int((mover.start + travelled - pan * mover.parallax) % lap) - width
+        top = mover.bottom - height
+        rows = slice(max(top, 0), min(top + height, self.height))
+        columns = slice(max(left, 0), min(left + width, self.width))
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            return
+        part = (
+            slice(rows.start - top, rows.stop - top),
+            slice(columns.start - left, columns.stop - left),
+        )
+        opacity = sprite.opacity[part][..., None]
+        below = colour[rows, columns]
+        colour[rows, columns] = below + (sprite.colour[part] - below) * opacity
+        labels[rows, columns][sprite.solid[part]] = mover.label
+
+    def _light(self, number: int) -> np.ndarray:
+        """Brightness of each pixel: slow changes of the day and the shadow of a passing cloud."""
+        turn = 2 * np.pi * number / self.light_period + self.light_phase
+        columns = np.arange(self.width, dtype=np.float32) / self.width
+        cloud = 0.2 * np.sin(2 * np.pi * columns - 1.7 * turn)
+        vertical = np.linspace(1.04, 0.96, self.height, dtype=np.float32)[:, None]
+        return (self.exposure * (1 + 0.16 * np.sin(turn)) + cloud[None]) * vertical
+
+
+def degrade(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Film a frame: sensor noise always, and in two frames of five something worse.
+
+    The worse ones (a burst of noise, motion blur, wrong exposure, glare) come and go from frame to
+    frame, so that a frame's neighbours often show what it hides.
+
+    Args:
+        colour: (height, width, 3) float, 0..255.
+        rng: Source of randomness.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    height, width, _ = colour.shape
+    deviation = 6.0
+    accident = rng.random()
+    if accident < 0.13:
+        deviation = rng.uniform(28, 48)
+    elif accident < 0.24:
+        length = max(3, int(width * rng.uniform(0.03, 0.06)))
+        padded = np.pad(colour, ((0, 0), (length // 2, length - length // 2), (0, 0)), mode="edge")
+        sums = np.cumsum(padded, axis=1)
+        colour = (sums[:, length:] - sums[:, :-length]) / length
+    elif accident < 0.34:
+        colour = colour * (rng.uniform(0.3, 0.45) if rng.random() < 0.6 else rng.uniform(1.6, 1.9))
+    elif accident < 0.4:
+        rows, columns = np.mgrid[0:height, 0:width].astype(np.float32) / height
+        row, column = rng.uniform(0, 0.6), rng.uniform(0, width / height)
+        distance = (rows - row) ** 2 + (columns - column) ** 2
+        glare = 0.95 * np.exp(-distance / rng.uniform(0.05, 0.15))[..., None]
+        colour = colour + (np.array([255, 246, 225], dtype=np.float32) - colour) * glare
+    grain = rng.standard_normal(colour.shape, dtype=np.float32) * np.float32(deviation)
+    return np.clip(colour + grain, 0, 255).astype(np.uint8)
