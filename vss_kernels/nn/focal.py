@@ -1,0 +1,210 @@
+"""CFFM's attention and block as modules around the operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vss_kernels.focal.attention import focal_attention
+from vss_kernels.focal.geometry import (
+    FocalGeometry,
+    check_windows,
+    focal_geometry,
+    relative_position_index,
+)
+from vss_kernels.focal.pool import focal_pool
+
+
+def _linear(incoming: int, outgoing: int) -> nn.Linear:
+    linear = nn.Linear(incoming, outgoing)
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _table(*shape: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
+
+
+class FocalAttention(nn.Module):
+    """Multi-head attention of the target's windows over near, pooled and past context.
+
+    Args:
+        dim: Channels C.
+        num_heads: Number of heads; divides ``dim``.
+        geometry: Which keys a window sees; ``None`` for CFFM's.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``dim``.
+    """
+
+    def __init__(self, dim: int, num_heads: int = 8, geometry: FocalGeometry | None = None) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(
+                f"FocalAttention: num_heads must divide dim {dim}, got num_heads {num_heads}"
+            )
+        self.num_heads = num_heads
+        self.geometry = FocalGeometry() if geometry is None else geometry
+        side = self.geometry.window
+        self.qkv = _linear(dim, 3 * dim)
+        self.proj = _linear(dim, dim)
+        self.window_bias = _table((2 * side - 1) ** 2, num_heads)
+        self.around_bias = _table(1, num_heads, side**2, self.geometry.around_keys)
+        self.pooled_bias = nn.ParameterList(
+            [_table(num_heads, (side + level.kernel - 1) ** 2) for level in self.geometry.pooled]
+        )
+        self.window_index: Tensor
+        self.register_buffer("window_index", relative_position_index(side, side), persistent=False)
+        for position, level in enumerate(self.geometry.pooled):
+            index = relative_position_index(side, level.kernel)
+            self.register_buffer(f"pooled_index_{position}", index, persistent=False)
+
+    def bias(self) -> Tensor:
+        """Returns the bias of every query and key of a window, (heads, window ** 2, L)."""
+        parts = [self.window_bias.T[:, self.window_index], self.around_bias[0]]
+        for position, table in enumerate(self.pooled_bias):
+            parts.append(table[:, self.get_buffer(f"pooled_index_{position}")])
+        return torch.cat(parts, dim=-1)
+
+    def forward(self, target: Tensor, pooled: Sequence[Tensor]) -> Tensor:
+        """Attends from every position of the target.
+
+        Args:
+            target: Normalised target map (B, H, W, C), H and W multiples of the window.
+            pooled: The pooled maps (B, cells, cells, C): the target's, then each reference's.
+
+        Returns:
+            Map of shape (B, H, W, C), after the output projection.
+        """
+        dim = target.shape[-1]
+        query, key, value = self._heads(self.qkv(target), 3)
+        # Pooled tokens are only looked at, so their queries are not computed.
+        weight, bias = self.qkv.weight[dim:], self.qkv.bias[dim:]
+        pairs = []
+        for level in pooled:
+            pooled_key, pooled_value = self._heads(F.linear(level, weight, bias), 2)
+            pairs.append((pooled_key, pooled_value))
+        attended = focal_attention(query, key, value, pairs, self.bias(), self.geometry)
+        return self.proj(attended.flatten(-2))
+
+    def _heads(self, tokens: Tensor, count: int) -> tuple[Tensor, ...]:
+        return tokens.unflatten(-1, (count, self.num_heads, -1)).unbind(-3)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them.
+
+    Args:
+        dim: Channels in and out.
+        hidden: Channels between the layers.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = _linear(dim, hidden)
+        self.fc2 = _linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., C) to (..., C)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class FocalBlock(nn.Module):
+    """One block of CFFM: updates the target frame with context from itself and its references.
+
+    Args:
+        dim: Channels C.
+        num_heads: Number of attention heads.
+        window: Side of a window.
+        expand: How far the ring of keys around a window reaches.
+        mlp_ratio: Hidden channels of the MLP as a multiple of ``dim``.
+        reference_levels: Cells per window and side to which each reference is pooled, oldest
+            reference first; there are as many references as levels.
+        reference_kernels: Side of the square of cells seen of each reference.
+        target_kernel: Side of the square of pooled target windows seen.
+
+    Raises:
+        ValueError: A setting is out of range, or levels and kernels are not equally many.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        window: int = 7,
+        expand: int = 3,
+        mlp_ratio: float = 4.0,
+        reference_levels: Sequence[int] = (1, 2, 3),
+        reference_kernels: Sequence[int] = (7, 5, 3),
+        target_kernel: int = 5,
+    ) -> None:
+        super().__init__()
+        for level in reference_levels:
+            if not 1 <= level <= window:
+                raise ValueError(
+                    f"FocalBlock: every reference level must be between 1 and the window {window}, "
+                    f"got {tuple(reference_levels)}"
+                )
+        geometry = focal_geometry(
+            window, expand, reference_levels, reference_kernels, target_kernel
+        )
+        self.norm1 = nn.LayerNorm(dim)
+        self.target_pool = _pooling(window)
+        self.reference_pools = nn.ModuleList(
+            [_pooling(window // level) for level in reference_levels]
+        )
+        self.attention = FocalAttention(dim, num_heads, geometry)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, target: Tensor, references: Tensor) -> Tensor:
+        """Updates the target.
+
+        Args:
+            target: Target map (B, H, W, C) of any size.
+            references: Reference maps (B, R, H, W, C), oldest first.
+
+        Returns:
+            Target map (B, H, W, C).
+
+        Raises:
+            ValueError: There are not as many references as the block has levels, or the sizes of
+                target and references differ.
+        """
+        count = len(self.reference_pools)
+        batch, height, width, dim = target.shape
+        if references.shape != (batch, count, height, width, dim):
+            raise ValueError(
+                f"FocalBlock: references must have shape {(batch, count, height, width, dim)} for "
+                f"a target of shape {tuple(target.shape)}, got {tuple(references.shape)}"
+            )
+        normed = self._normalise(target)
+        pools = [self.target_pool, *self.reference_pools]
+        maps = [normed, *(self._normalise(reference) for reference in references.unbind(1))]
+        geometry = self.attention.geometry
+        windows = check_windows("FocalBlock", normed.shape[1], normed.shape[2], geometry)
+        pooled = [
+            focal_pool(frame, pool.weight.flatten(), pool.bias.reshape(()), cells)
+            for frame, pool, cells in zip(maps, pools, geometry.pooled_cells(windows), strict=True)
+        ]
+        attended = self.attention(normed, pooled)[:, :height, :width]
+        target = target + attended
+        return target + self.mlp(self.norm2(target))
+
+    def _normalise(self, frame: Tensor) -> Tensor:
+        """Normalises a frame and pads it with zeros, right and bottom, to whole windows."""
+        side = self.attention.geometry.window
+        height, width = frame.shape[1:3]
+        return F.pad(self.norm1(frame), (0, 0, 0, -width % side, 0, -height % side))
+
+
+def _pooling(side: int) -> nn.Linear:
+    """The weights of one learned pooling, which starts as a mean."""
+    pooling = nn.Linear(side**2, 1)
+    nn.init.constant_(pooling.weight, 1 / side**2)
+    nn.init.zeros_(pooling.bias)
+    return pooling
