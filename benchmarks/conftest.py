@@ -1,0 +1,39 @@
+"""The benchmark fixture and where its rows go.
+
+A benchmark is one (operator, case, dtype, mode, implementation). Rows that differ only in the
+implementation are measured in one run and compared with eager; the comparison is what is kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import Measure, rows_of
+from benchmarks.results import append_rows
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vss-kernels benchmarks")
+    group.addoption(
+        "--results",
+        type=Path,
+        default=None,
+        help="append the comparison with eager to this CSV file",
+    )
+
+
+@pytest.fixture
+def measure(benchmark, request) -> Measure:
+    """Times one implementation of an operator after checking its result."""
+    return Measure(benchmark, request.node.name)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Writes the rows of a finished run; a run with failures writes none."""
+    path = session.config.getoption("--results")
+    benchmarks = getattr(session.config, "_benchmarksession", None)
+    if path is None or benchmarks is None or session.testsfailed:
+        return
+    append_rows(path, rows_of(benchmarks.benchmarks))

@@ -1,0 +1,176 @@
+"""Times an operator's implementations side by side, with memory, after a correctness check."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+import vss_kernels
+from tests.precision import assert_as_accurate_as_eager
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+MODES = ("forward", "forward+backward")
+ROUNDS = 20
+MIB = 2**20
+
+
+def timer() -> float:
+    """Seconds, after all work queued on the GPU is done."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@contextmanager
+def implementation_of(operators: Sequence[str], name: str) -> Iterator[None]:
+    """Forces the backend behind an implementation's name; ``compiled`` is compiled eager."""
+    backend = "eager" if name.startswith("compiled") else name.removesuffix(" graph")
+    with vss_kernels.backend(backend, *operators):
+        yield
+
+
+def peak_memory(run: Callable[[], object]) -> float:
+    """Returns the peak of the memory that ``run`` allocates, in MiB."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / MIB
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = profiler.profiler.kineto_results.events()  # allocations and releases, with their time
+    sizes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    allocated = peak = 0
+    for _, size in sorted(sizes, key=lambda entry: entry[0]):
+        allocated += size
+        peak = max(peak, allocated)
+    return peak / MIB
+
+
+def as_graph(run: Callable[[], object]) -> Callable[[], object]:
+    """Captures ``run`` in a CUDA graph, so that only the GPU's own time is measured."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+class Measure:
+    """Checks, times and records one implementation of one case."""
+
+    def __init__(self, benchmark: Any, node_name: str) -> None:
+        self.benchmark = benchmark
+        self.node_name = node_name
+
+    def __call__(
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[Tensor],
+        *,
+        operator: str,
+        case: str,
+        mode: str,
+        implementation: str,
+        check: bool = True,
+    ) -> None:
+        """Runs the benchmark.
+
+        Args:
+            function: Calls the public function on the tensors.
+            inputs: Tensors on :data:`DEVICE`.
+            operator: Public name, or several joined by ``+`` when they form one chain.
+            case: A name for the sizes.
+            mode: One of :data:`MODES`.
+            implementation: A backend's name, ``compiled`` for torch.compile of eager, either with
+                `` graph`` appended for a CUDA graph's replay.
+            check: Whether the accuracy rule of the tests is asserted first; a chain of operators
+                makes its own check.
+        """
+        operators = operator.split("+")
+        if implementation not in ("eager", "eager graph") and check:
+            backend = "eager" if implementation.startswith("compiled") else implementation
+            assert_as_accurate_as_eager(
+                function, inputs, operators[0], backend.removesuffix(" graph")
+            )
+        run = self._runner(function, inputs, mode, implementation.startswith("compiled"))
+        with implementation_of(operators, implementation):
+            run()
+            memory = peak_memory(run)
+            timed = as_graph(run) if implementation.endswith(" graph") else run
+            self.benchmark._timer = timer
+            self.benchmark.group = f"{operator} {case} {inputs[0].dtype} {mode}"
+            self.benchmark.extra_info.update(
+                operator=operator,
+                case=case,
+                dtype=str(inputs[0].dtype).removeprefix("torch."),
+                mode=mode,
+                implementation=implementation,
+                peak_mib=memory,
+            )
+            iterations = 20 if DEVICE == "cuda" else 1
+            self.benchmark.pedantic(timed, rounds=ROUNDS, iterations=iterations, warmup_rounds=3)
+
+    @staticmethod
+    def _runner(
+        function: Callable[..., Tensor], inputs: Sequence[Tensor], mode: str, compiled: bool
+    ) -> Callable[[], object]:
+        call = torch.compile(function) if compiled else function
+        if mode == "forward":
+
+            def run() -> object:
+                with torch.no_grad():
+                    return call(*inputs)
+
+            return run
+        leaves = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in inputs]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        cotangent = torch.randn_like(function(*inputs))
+
+        def run_with_backward() -> object:
+            return torch.autograd.grad(call(*leaves), wanted, cotangent)
+
+        return run_with_backward
+
+
+def rows_of(benchmarks: Sequence[Any]) -> list[dict[str, object]]:
+    """Turns a run's statistics into rows: each implementation compared with eager's median.
+
+    Absolute times are kept for GPUs only: a shared CPU's say nothing to anyone else.
+    """
+    medians = {}
+    for entry in benchmarks:
+        graph = entry.extra_info["implementation"].endswith(" graph")
+        medians[entry.group, entry.extra_info["implementation"]] = entry.stats.median, graph
+    rows = []
+    for entry in benchmarks:
+        information = dict(entry.extra_info)
+        baseline = (
+            "eager graph" if medians[entry.group, information["implementation"]][1] else "eager"
+        )
+        if (entry.group, baseline) not in medians:
+            continue
+        ratio = medians[entry.group, baseline][0] / entry.stats.median
+        rows.append(
+            {
+                **information,
+                "times_faster_than_eager": f"{ratio:.2f}",
+                "spread": f"{entry.stats.iqr / entry.stats.median:.2f}",
+                "peak_mib": f"{information['peak_mib']:.1f}",
+                "median_ms": f"{entry.stats.median * 1e3:.4f}" if DEVICE == "cuda" else "",
+            }
+        )
+    return rows

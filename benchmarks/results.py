@@ -1,0 +1,58 @@
+"""The CSV files of benchmark rows: one row an implementation, with what it was measured on."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+COLUMNS = (
+    "date", "commit", "device", "torch", "triton", "operator", "case", "dtype", "mode",
+    "implementation", "times_faster_than_eager", "spread", "peak_mib", "median_ms",
+)  # fmt: skip
+
+
+def device_name() -> str:
+    """Returns the GPU's name, or the CPU's kind and thread count."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def commit() -> str:
+    """Returns the checkout's short commit, with ``+`` if it has uncommitted changes."""
+    root = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
+        )
+        return result.stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+
+
+def append_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Appends rows to a CSV file through a temporary file, so that it is never half written."""
+    environment = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "device": device_name(),
+        "torch": torch.__version__,
+        "triton": metadata.version("triton"),
+    }
+    existing = path.read_text() if path.exists() else ",".join(COLUMNS) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        file.write(existing)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writerows({**environment, **row} for row in rows)
+    os.replace(temporary, path)

@@ -1,0 +1,144 @@
+"""The backend machinery: choice, refusal, forcing, logging, and the report about it."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import vss_kernels
+from vss_kernels import backends, info
+from vss_kernels.backends import BackendError, Implementation, Operator, always
+
+
+@pytest.fixture
+def operator(monkeypatch):
+    """An operator that prefers a native implementation which takes only positive numbers."""
+    monkeypatch.setattr(backends, "_operators", dict(backends.operators()))
+    monkeypatch.setattr(backends, "_logged", set())
+    return Operator(
+        "double",
+        [
+            Implementation(
+                "native",
+                lambda value: ("native", 2 * value),
+                lambda value: None if value > 0 else "it takes positive numbers only",
+                always,
+            ),
+            Implementation("triton", lambda value: value, always, lambda: "there is no GPU"),
+            Implementation("eager", lambda value: ("eager", value + value), always, always),
+        ],
+    )
+
+
+def test_the_first_that_can_run_is_chosen(operator):
+    assert operator(3) == ("native", 6)
+    assert operator(-3) == ("eager", -6)
+
+
+def test_probing_logs_each_reason_once(operator, caplog):
+    with caplog.at_level(logging.INFO, logger="vss_kernels"):
+        operator(-1)
+        operator(-1)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        "double: not using the native backend: it takes positive numbers only",
+        "double: not using the triton backend: there is no GPU",
+    ]
+
+
+def test_forcing_raises_the_same_reason(operator):
+    with backends.backend("native"), pytest.raises(BackendError, match="positive numbers only"):
+        operator(-1)
+    with backends.backend("triton"), pytest.raises(BackendError, match="there is no GPU"):
+        operator(1)
+
+
+def test_forcing_can_name_operators_and_nests(operator):
+    with backends.backend("eager"):
+        assert operator(1)[0] == "eager"
+        with backends.backend("native", "double"):
+            assert operator(1)[0] == "native"
+        assert operator(1)[0] == "eager"
+    assert operator(1)[0] == "native"
+
+
+def test_a_backend_the_operator_lacks_is_an_error():
+    x, weight, bias = torch.zeros(1, 2, 2, 1), torch.zeros(1), torch.zeros(())
+    with backends.backend("triton"), pytest.raises(BackendError, match="has only native, eager"):
+        vss_kernels.focal_pool(x, weight, bias, (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(("fast",), "unknown backend 'fast'"), (("eager", "focal_pol"), "unknown operator")],
+)
+def test_unknown_names_are_errors(names, message):
+    with pytest.raises(ValueError, match=message), backends.backend(*names):
+        pass
+
+
+def test_the_environment_variable_is_read():
+    assert backends.parse_environment("native") == {"*": "native"}
+    assert backends.parse_environment("eager, focal_pool=native") == {
+        "*": "eager",
+        "focal_pool": "native",
+    }
+    with pytest.raises(ValueError, match="VSS_KERNELS_BACKEND='quick'"):
+        backends.parse_environment("quick")
+
+
+def test_info_lists_every_operator_and_backend():
+    text = info.report()
+    for name in backends.operators():
+        assert name in text
+    for name in backends.BACKENDS:
+        assert name in text
+    assert torch.__version__ in text
+
+
+def test_info_runs_as_a_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "vss_kernels.info"], capture_output=True, text=True, check=True
+    )
+    assert "focal_pool" in result.stdout
+    assert result.stderr == ""
+
+
+BROKEN_EXTENSION = """
+import sys, pathlib, importlib.util, importlib.machinery
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "vss_kernels._C":
+            return {spec}
+sys.meta_path.insert(0, Finder())
+import torch, vss_kernels
+from vss_kernels import native
+print(native.problem())
+print(vss_kernels.focal_pool(torch.ones(1, 2, 2, 1), torch.ones(4), torch.zeros(()), (1, 1)).item())
+"""
+
+
+def run_with_extension(spec: str) -> str:
+    """Imports the package in a fresh process whose extension is replaced by ``spec``."""
+    return subprocess.run(
+        [sys.executable, "-c", BROKEN_EXTENSION.replace("{spec}", spec)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_a_broken_extension_is_reported_as_broken_and_eager_still_works(tmp_path):
+    library = tmp_path / "_C.so"
+    library.write_bytes(b"\x7fELF and then nothing")
+    out = run_with_extension(
+        "importlib.util.spec_from_loader(name, "
+        f"importlib.machinery.ExtensionFileLoader(name, {str(library)!r}))"
+    )
+    assert "failed to load" in out
+    assert "not built" not in out
+    assert out.endswith("4.0\n")
