@@ -1,0 +1,24 @@
+"""Training and evaluation on Lightning; needs the `train` extra."""
+
+from vss_models.training.callbacks import RunCheckpoints, SampleOverlays
+from vss_models.training.data import VideoDataModule
+from vss_models.training.evaluate import Evaluator, FramePredictor, evaluate
+from vss_models.training.module import SegmentationModule
+from vss_models.training.optim import OptimizerSettings, build_optimizer
+from vss_models.training.report import EvaluationReport, ReportWriter
+from vss_models.training.run import fit
+
+__all__ = [
+    "EvaluationReport",
+    "Evaluator",
+    "FramePredictor",
+    "OptimizerSettings",
+    "ReportWriter",
+    "RunCheckpoints",
+    "SampleOverlays",
+    "SegmentationModule",
+    "VideoDataModule",
+    "build_optimizer",
+    "evaluate",
+    "fit",
+]

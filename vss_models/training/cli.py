@@ -1,0 +1,87 @@
+"""`vss fit`, `vss validate` and `vss test`: Lightning's command line for this package's runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from vss_models.training.callbacks import RunCheckpoints, SampleOverlays
+from vss_models.training.configs import expand_config_arguments
+from vss_models.training.data import VideoDataModule
+from vss_models.training.module import SegmentationModule
+from vss_models.training.report import ReportWriter
+from vss_models.training.run import trainer_parts
+
+
+class TrainingCLI(LightningCLI):
+    """Parses a configuration, overridden by the command line, and runs the trainer."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._arguments = expand_config_arguments(arguments)
+        super().__init__(
+            SegmentationModule,
+            VideoDataModule,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"use_distributed_sampler": False},
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={name: {"prog": f"vss {name}"} for name in ("fit", "validate", "test")},
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The trainer's methods on offer and those of their arguments that are not options."""
+        commands = LightningCLI.subcommands()
+        commands.pop("predict")
+        return commands
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run's own settings and ties together those that must agree."""
+        parser.add_argument(
+            "--output", type=str, default="runs/unnamed", help="Folder for all files of the run."
+        )
+        parser.add_argument("--seed", type=int, default=0, help="Seed of all randomness.")
+        parser.add_argument(
+            "--checkpoint",
+            type=str | None,
+            default=None,
+            help="Weights to start from: a model file, a run's checkpoint or a released file.",
+        )
+        parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
+        parser.add_lightning_class_args(SampleOverlays, "overlays")
+        parser.add_lightning_class_args(ReportWriter, "report")
+        parser.link_arguments("output", "trainer.default_root_dir")
+        parser.link_arguments("seed", "data.seed")
+        parser.link_arguments("seed", "model.seed")
+        parser.link_arguments("checkpoint", "model.checkpoint")
+        parser.link_arguments("data.num_classes", "model.num_classes")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the arguments this object was made with."""
+        self.config = parser.parse_args(self._arguments)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Makes the trainer with the parts every run of this package has."""
+        config = self.config_init[self.subcommand].trainer
+        return super().instantiate_trainer(
+            **trainer_parts(
+                config.default_root_dir, config.callbacks, config.plugins, config.logger
+            ),
+            **kwargs,
+        )
+
+
+def run_cli(arguments: Sequence[str]) -> None:
+    """Runs one of the trainer's commands.
+
+    Args:
+        arguments: The command and its options, such as ``["fit", "--config", "mrcfa_b1_vspw"]``.
+
+    Raises:
+        ValueError: If a configuration is neither a file nor known by name.
+    """
+    TrainingCLI(arguments)

@@ -1,0 +1,243 @@
+"""The training step, the evaluation step and what a checkpoint says about the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from vss_kernels import upsample_argmax
+from vss_models.checkpoints import load_backbone
+from vss_models.data import ClassTable, item_generator, numbered_classes
+from vss_models.heads.segformer import ClipLogits
+from vss_models.losses import ClipLoss
+from vss_models.registry import create_model
+from vss_models.training.checkpoint_io import RUN_KEY, load_weights
+from vss_models.training.data import VideoDataModule
+from vss_models.training.evaluate import Evaluator
+from vss_models.training.optim import OptimizerSettings, build_optimizer
+from vss_models.training.report import EvaluationReport
+
+
+class SegmentationModule(pl.LightningModule):
+    """A model of this package with its loss and optimizer.
+
+    All randomness of a run is a function of ``seed`` and of the number of batches so far, so that a
+    run resumed from a checkpoint continues exactly as it would have.
+
+    Args:
+        name: Model name, such as "mrcfa_b1".
+        num_classes: Number of classes.
+        overrides: Settings of the model that differ from the name's own, see
+            :func:`vss_models.create_model`.
+        checkpoint: Weights to start from: a file this package or a run of it wrote, or a released
+            one. To continue a run, give its checkpoint to the trainer instead.
+        backbone_weights: ImageNet weights of the encoder to start from.
+        optimizer: Learning rates, weight decay and schedule.
+        auxiliary_weight: Weight of the per-frame loss beside the target's.
+        label_smoothing: Share of the target probability spread over all classes.
+        class_weights: One weight a class, or None.
+        seed: Seed of the initial weights and of dropout.
+
+    Raises:
+        ValueError: If the model's name or settings are not valid, or a file does not fit the model.
+    """
+
+    def __init__(
+        self,
+        name: str = "mrcfa_b1",
+        num_classes: int = 124,
+        overrides: dict[str, Any] | None = None,
+        checkpoint: Path | None = None,
+        backbone_weights: Path | None = None,
+        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 (frozen)
+        auxiliary_weight: float = 0.5,
+        label_smoothing: float = 0.0,
+        class_weights: list[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ValueError(
+                f"class_weights must have one entry for each of the {num_classes} classes, got "
+                f"{len(class_weights)}"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = create_model(name, num_classes, **(overrides or {}))
+        if backbone_weights is not None:
+            load_backbone(self.model, backbone_weights)
+        if checkpoint is not None:
+            load_weights(self.model, checkpoint)
+        self.loss = ClipLoss(
+            auxiliary_weight,
+            class_weights=None if class_weights is None else torch.tensor(class_weights),
+            label_smoothing=label_smoothing,
+        )
+        self.optimizer_settings = optimizer
+        self.seed = seed
+        self.classes: ClassTable = numbered_classes(num_classes)
+        self._batches_started = 0
+        self._evaluator: Evaluator | None = None
+        self.report: EvaluationReport | None = None
+        """Figures of the latest evaluation."""
+
+    def setup(self, stage: str) -> None:
+        """Takes classes and offsets from the data and checks that the model fits them.
+
+        Raises:
+            TypeError: If the trainer was not given a :class:`VideoDataModule`.
+            ValueError: If the model has another number of classes or references than the data.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, VideoDataModule):
+            raise TypeError(
+                f"the trainer needs a VideoDataModule as datamodule, got {type(data).__name__}"
+            )
+        if data.num_classes != self.model.num_classes:
+            raise ValueError(
+                f"the model has {self.model.num_classes} classes, the data {data.num_classes}; "
+                "set model.num_classes and data.num_classes alike"
+            )
+        self.classes = data.class_table()
+        self.model.class_names = self.classes.names
+        self._evaluator = Evaluator(self.model, data.offsets, self.classes.names)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW and its schedule, which follows the optimizer's steps.
+
+        Raises:
+            ValueError: If the trainer has no ``max_steps``, without which there is no schedule.
+        """
+        if self.trainer.max_steps < 1:
+            raise ValueError(
+                f"trainer.max_steps must be at least 1, got {self.trainer.max_steps}; the learning "
+                "rate falls to zero over that many steps"
+            )
+        optimizer, scheduler = build_optimizer(
+            self.model, self.optimizer_settings, self.trainer.max_steps
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Seeds dropout for this batch."""
+        generator = item_generator(self.seed, self._batches_started, self.global_rank)
+        torch.manual_seed(generator.initial_seed())
+        self._batches_started += 1
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch of clips.
+
+        Args:
+            batch: ``clip`` (B, T, 3, H, W) and ``labels`` (B, T, H, W).
+            batch_idx: Number of the batch.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            FloatingPointError: If the loss is not finite (looked at when it is logged).
+        """
+        logits = self.model(batch["clip"])
+        loss = self.loss(logits, batch["labels"])
+        self.log("train/loss", loss, prog_bar=True)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self._log_parts(logits, batch["labels"], loss)
+        return loss
+
+    @torch.no_grad()
+    def _log_parts(self, logits: ClipLogits, labels: Tensor, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.trainer.global_step}; lower the learning "
+                "rate or train in a wider precision"
+            )
+        nothing = logits.target[:, :0]
+        self.log("train/loss_per_frame", self.loss(logits._replace(target=nothing), labels))
+        for number in range(logits.target.shape[1]):
+            # Alone and as if per frame: the loss then is this prediction's plain cross-entropy.
+            head = ClipLogits(logits.target[:, number : number + 1], nothing)
+            self.log(f"train/loss_target_{number}", self.loss(head, labels[:, -1:]))
+
+    def predict(self, clip: Tensor, size: tuple[int, int]) -> Tensor:
+        """Labels (B, H, W) of the targets of clips (B, T, 3, h, w), for a model in evaluation mode."""
+        return upsample_argmax(self.model(clip), tuple(size), through=tuple(clip.shape[-2:]))
+
+    def on_validation_start(self) -> None:
+        """Starts a new evaluation; the consistency over time is left to the test."""
+        self._start_evaluation(consistency=False)
+
+    def on_test_start(self) -> None:
+        """Starts a new evaluation."""
+        self._start_evaluation(consistency=True)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Evaluates one frame."""
+        self.evaluator.update(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Evaluates one frame and returns its ``labels`` (H, W)."""
+        return {"labels": self.evaluator.update(batch)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation figures; all processes have the same."""
+        self.report = self.evaluator.report()
+        self.log("val/mIoU", self.report.mean_iou, prog_bar=True)
+        self.log("val/weighted_IoU", self.report.weighted_iou)
+        self.log("val/pixel_accuracy", self.report.pixel_accuracy)
+
+    def on_test_epoch_end(self) -> None:
+        """Gathers the figures of all processes."""
+        self.report = self.evaluator.report()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the model was built with, in plain types."""
+        config = self.model.config
+        checkpoint[RUN_KEY] = {
+            "name": config.name,
+            "num_classes": config.num_classes,
+            "overrides": config.overrides,
+            "seed": self.seed,
+            "batches_started": self._batches_started,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks that a run's checkpoint is of this model.
+
+        Raises:
+            ValueError: If it is of another model or no run's checkpoint at all.
+        """
+        saved = checkpoint.get(RUN_KEY)
+        if saved is None:
+            raise ValueError(
+                "this checkpoint is not from a run of this package; start from its weights with "
+                "--checkpoint instead"
+            )
+        config = self.model.config
+        for key in ("name", "num_classes", "overrides"):
+            if saved[key] != getattr(config, key):
+                raise ValueError(
+                    f"the checkpoint is of a model with {key}={saved[key]!r}, this one has "
+                    f"{getattr(config, key)!r}; use the settings the run was started with"
+                )
+        self._batches_started = saved["batches_started"]
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Collects the figures of the evaluation in progress."""
+        if self._evaluator is None:
+            raise RuntimeError("the module is not set up: run it with a trainer")
+        return self._evaluator
+
+    def _start_evaluation(self, consistency: bool) -> None:
+        if self.trainer.world_size > 1:
+            # Plain BatchNorm keeps statistics per process; every process must judge one model.
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        self.evaluator.reset(self.device, consistency)

@@ -1,0 +1,223 @@
+"""The figures of an evaluation: as a table on the terminal and as files, with predictions if wanted."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+REPORT_FILES = ("report.json", "report.md", "classes.csv")
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Figures of one evaluation; all shares are in 0..1.
+
+    Attributes:
+        mean_iou: Mean IoU over the classes present in the ground truth.
+        weighted_iou: IoU of the classes weighted with their share of the labelled pixels.
+        pixel_accuracy: Share of the labelled pixels with the right label.
+        class_names: Names of the classes.
+        class_iou: IoU of each class; NaN where neither truth nor prediction has it.
+        class_share: Each class's share of the labelled pixels.
+        video_consistency: By name, such as ``VC8``, the figure as published and the correct one
+            (see :mod:`vss_models.metrics`); NaN where no video is long enough.
+        num_videos: Videos that were evaluated.
+        num_frames: Frames that were evaluated.
+    """
+
+    mean_iou: float
+    weighted_iou: float
+    pixel_accuracy: float
+    class_names: tuple[str, ...]
+    class_iou: tuple[float, ...]
+    class_share: tuple[float, ...]
+    video_consistency: dict[str, dict[str, float]] = field(default_factory=dict)
+    num_videos: int = 0
+    num_frames: int = 0
+
+    def summary(self) -> list[tuple[str, float]]:
+        """Name and value of the overall figures, in the order in which they are shown."""
+        rows = [
+            ("mIoU", self.mean_iou),
+            ("weighted IoU", self.weighted_iou),
+            ("pixel accuracy", self.pixel_accuracy),
+        ]
+        for name, by_definition in self.video_consistency.items():
+            rows += [(f"{name} ({kind})", value) for kind, value in by_definition.items()]
+        return rows
+
+    def print(self, console: Console | None = None) -> None:
+        """Prints the figures as two tables."""
+        console = console or Console()
+        title = f"{self.num_frames} frames of {self.num_videos} videos"
+        overall = Table("figure", "%", title=title)
+        overall.columns[1].justify = "right"
+        for name, value in self.summary():
+            overall.add_row(name, _percent(value))
+        classes = Table("class", "IoU %", "% of pixels")
+        for column in classes.columns[1:]:
+            column.justify = "right"
+        for name, iou, share in self._classes():
+            classes.add_row(name, _percent(iou), _percent(share))
+        console.print(classes)
+        console.print(overall)
+
+    def markdown(self) -> str:
+        """The figures as Markdown tables."""
+        lines = [f"{self.num_frames} frames of {self.num_videos} videos", ""]
+        lines += ["| figure | % |", "|---|---:|"]
+        lines += [f"| {name} | {_percent(value)} |" for name, value in self.summary()]
+        lines += ["", "| class | IoU % | % of pixels |", "|---|---:|---:|"]
+        lines += [f"| {n} | {_percent(i)} | {_percent(s)} |" for n, i, s in self._classes()]
+        return "\n".join(lines) + "\n"
+
+    def write(self, folder: Path | str, overwrite: bool = False) -> None:
+        """Writes ``report.json``, ``report.md`` and ``classes.csv``.
+
+        Args:
+            folder: Where to; made if need be.
+            overwrite: Whether existing reports may be replaced.
+
+        Raises:
+            FileExistsError: If a report is there and ``overwrite`` is not set.
+        """
+        folder = Path(folder)
+        refuse_existing([folder / name for name in REPORT_FILES], overwrite)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = ["class,iou,pixel_share"]
+        rows += [f"{name},{_csv(iou)},{_csv(share)}" for name, iou, share in self._classes()]
+        contents = (json.dumps(_plain(asdict(self)), indent=2) + "\n", self.markdown())
+        for name, text in zip(REPORT_FILES, (*contents, "\n".join(rows) + "\n"), strict=True):
+            temporary = folder / f".{name}.{os.getpid()}.tmp"
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, folder / name)
+
+    def _classes(self) -> list[tuple[str, float, float]]:
+        return list(zip(self.class_names, self.class_iou, self.class_share, strict=True))
+
+
+class ReportWriter(Callback):
+    """Prints and writes the report of a test, and the predictions if wanted.
+
+    Args:
+        folder: Where to write; None for ``evaluation`` in the run's folder.
+        predictions: Whether to write ``result_submission/<video>/<frame>.png``, in which every pixel
+            holds its class plus one (0 is void in VSPW).
+        palette: Whether those files carry the classes' colours; grey files otherwise.
+        overwrite: Whether existing files may be replaced.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        predictions: bool = False,
+        palette: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.predictions = predictions
+        self.palette = palette
+        self.overwrite = overwrite
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses to mix with an earlier evaluation before any time is spent."""
+        folder = self._folder(trainer)
+        existing = [folder / name for name in REPORT_FILES]
+        if self.predictions:
+            existing.append(folder / "result_submission")
+        # Every process looks before any writes.
+        refuse_existing(existing, self.overwrite)
+        trainer.strategy.barrier()
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Writes the labels of one frame."""
+        if not self.predictions:
+            return
+        folder = self._folder(trainer) / "result_submission" / batch["video"]
+        palette = pl_module.classes.palette() if self.palette else None
+        write_submission(outputs["labels"], folder / f"{batch['frame']}.png", palette)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prints and writes the figures; they are of all processes together."""
+        if trainer.is_global_zero:
+            pl_module.report.print()
+            pl_module.report.write(self._folder(trainer), self.overwrite)
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        return self.folder or Path(trainer.default_root_dir, "evaluation")
+
+
+def write_submission(labels: Tensor, path: Path, palette: np.ndarray | None = None) -> None:
+    """Writes predicted classes as the VSPW benchmark expects them.
+
+    Args:
+        labels: (H, W) class numbers below 255.
+        path: The PNG file; its folder is made if need be.
+        palette: (256, 3) uint8 colours of the classes, or None for a grey file.
+
+    Raises:
+        ValueError: If a class number does not fit.
+    """
+    values = labels.cpu().numpy().astype(np.int64) + 1
+    if values.min() < 1 or values.max() > 255:
+        raise ValueError(
+            f"labels must be class numbers 0..254 to fit an 8-bit file, got {values.min() - 1} .. "
+            f"{values.max() - 1}"
+        )
+    image = Image.fromarray(values.astype(np.uint8))
+    if palette is not None:
+        image.putpalette(np.roll(palette, 1, axis=0).astype(np.uint8).tobytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    image.save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
+    """Raises FileExistsError if one of the paths exists and may not be overwritten."""
+    for path in paths:
+        if not overwrite and path.exists():
+            raise FileExistsError(
+                f"{path} exists: choose another folder (--report.folder) or allow replacing it "
+                "(--report.overwrite true)"
+            )
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"
+
+
+def _csv(share: float) -> str:
+    return "" if math.isnan(share) else f"{share:.6f}"
+
+
+def _plain(value: Any) -> Any:
+    """The value with NaN, which JSON does not have, as None."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
