@@ -15,6 +15,7 @@ from torch import Tensor
 from .report import CheckpointError
 
 UNREADABLE = (
+    OSError,
     RuntimeError,
     EOFError,
     ValueError,
@@ -38,6 +39,8 @@ def read_file(path: str | os.PathLike[str]) -> Any:
         return _read_safetensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
     except UNREADABLE as error:
         raise CheckpointError(
             f"{path} cannot be read as a file of weights ({os.path.getsize(path)} bytes): it is "

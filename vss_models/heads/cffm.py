@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vss_kernels import FocalGeometry, PooledLevel
 from vss_kernels.nn import FocalBlock
 
 from .segformer import (
@@ -18,9 +17,6 @@ from .segformer import (
     resize,
     split_clips,
 )
-
-WINDOW = 7
-TARGET_LEVEL = PooledLevel(5, 1)
 
 
 class CFFMHead(SegFormerHead):
@@ -56,14 +52,24 @@ class CFFMHead(SegFormerHead):
         fusion: str = "projected",
     ) -> None:
         super().__init__(channels, num_classes, embed_dim, dropout, fusion)
-        geometry = make_geometry(reference_levels, reference_kernels)
-        if embed_dim % focal_heads:
+        if focal_heads < 1 or embed_dim % focal_heads:
             raise ValueError(
                 f"focal_heads must divide embed_dim, got {focal_heads} heads for {embed_dim}"
             )
+        if focal_blocks < 1 or not reference_levels:
+            raise ValueError(
+                "focal_blocks must be positive and reference_levels not empty, got "
+                f"{focal_blocks} and {tuple(reference_levels)}"
+            )
         self.num_references = len(reference_levels)
         self.blocks = nn.ModuleList(
-            FocalBlock(embed_dim, focal_heads, geometry) for _ in range(focal_blocks)
+            FocalBlock(
+                embed_dim,
+                focal_heads,
+                reference_levels=tuple(reference_levels),
+                reference_kernels=tuple(reference_kernels),
+            )
+            for _ in range(focal_blocks)
         )
         self.target_classifier = make_classifier(2 * embed_dim, num_classes)
 
@@ -100,7 +106,7 @@ class CFFMHead(SegFormerHead):
 
     def _decode(self, target: Tensor, references: Tensor, size: Sequence[int]) -> Tensor:
         """Decodes (B, E, h, w) with references (B, R, E, h, w) into (B, K, *size)."""
-        earlier = [frame.permute(0, 2, 3, 1) for frame in references.unbind(1)]
+        earlier = references.permute(0, 1, 3, 4, 2)
         refined = target.permute(0, 2, 3, 1)
         for block in self.blocks:
             refined = block(refined, earlier)
@@ -108,23 +114,4 @@ class CFFMHead(SegFormerHead):
         return resize(self.target_classifier(self.dropout(both)), size)
 
 
-def make_geometry(levels: Sequence[int], kernels: Sequence[int]) -> FocalGeometry:
-    """Returns the attention geometry of references pooled to `levels` cells per window side.
-
-    Raises:
-        ValueError: If the lists differ in length, are empty or hold values out of range.
-    """
-    if not levels or len(levels) != len(kernels):
-        raise ValueError(
-            "reference_levels and reference_kernels need one entry per reference, got "
-            f"{tuple(levels)} and {tuple(kernels)}"
-        )
-    if any(not 1 <= level <= WINDOW for level in levels):
-        raise ValueError(f"reference_levels must lie in 1 .. {WINDOW}, got {tuple(levels)}")
-    if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
-        raise ValueError(f"reference_kernels must be positive and odd, got {tuple(kernels)}")
-    pooled = [PooledLevel(k, level) for k, level in zip(kernels, levels, strict=True)]
-    return FocalGeometry(window=WINDOW, pooled=(TARGET_LEVEL, *pooled))
-
-
-__all__ = ["CFFMHead", "make_geometry"]
+__all__ = ["CFFMHead"]

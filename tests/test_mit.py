@@ -1,0 +1,87 @@
+"""The Mix Transformer: published sizes, strides, initialisation, drop path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from vss_models import create_model
+from vss_models.backbones import MixTransformer
+from vss_models.backbones.mit import DropPath
+
+PARAMETERS = {"b0": 3.32, "b1": 13.15, "b2": 24.20, "b3": 44.07, "b4": 60.84, "b5": 81.44}
+SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 2, 1, 2)}
+
+
+@pytest.mark.parametrize(("size", "millions"), PARAMETERS.items())
+def test_parameters_are_the_published_ones(size: str, millions: float) -> None:
+    with torch.device("meta"):
+        encoder = create_model(f"segformer_{size}", num_classes=2).backbone
+    assert round(sum(p.numel() for p in encoder.parameters()) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (33, 67)])
+def test_levels_halve_and_round_up(height: int, width: int) -> None:
+    encoder = MixTransformer(**SMALL).eval()
+    with torch.no_grad():
+        features = encoder(torch.randn(2, 3, height, width))
+    strides = (4, 8, 16, 32)
+    assert [tuple(f.shape) for f in features] == [
+        (2, channels, -(-height // stride), -(-width // stride))
+        for channels, stride in zip(SMALL["dims"], strides, strict=True)
+    ]
+
+
+def test_norms_have_the_two_published_eps() -> None:
+    encoder = MixTransformer(**SMALL)
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            after_conv = "embedding" in name or "reduction" in name
+            assert module.eps == (1e-5 if after_conv else 1e-6), name
+
+
+def test_drop_path_rises_linearly_over_all_blocks() -> None:
+    encoder = MixTransformer(**SMALL, drop_path=0.1)
+    rates = [m.rate for m in encoder.modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx([0.0, 0.02, 0.04, 0.06, 0.08, 0.1])
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    drop = DropPath(0.25)
+    branch = torch.ones(20000, 2, 3)
+    dropped = drop(branch)
+    per_sample = dropped.flatten(1)
+    assert per_sample.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert torch.equal(per_sample.amin(1), per_sample.amax(1))
+    # Standard error of the mean: sqrt(0.25 / 0.75 / 20000) = 0.004.
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert drop.eval()(branch) is branch
+
+
+def test_initialisation_is_the_published_one() -> None:
+    torch.manual_seed(0)
+    encoder = MixTransformer((64, 128, 320, 512), (1, 1, 1, 1))
+    block = encoder.stages[3].blocks[0]
+    # A normal of 0.02 is cut at two *units*, so it keeps its deviation.
+    assert block.attention.query.weight.std().item() == pytest.approx(0.02, rel=0.01)
+    convolution = encoder.stages[1].embedding.projection
+    assert convolution.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
+    depthwise = block.mlp.depthwise
+    assert depthwise.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.03)
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dims": (8, 16, 40), "depths": (1, 1, 1, 1)}, "dims needs one number per level"),
+        ({"dims": (8, 16, 41, 64), "depths": (1, 1, 1, 1)}, "multiples of num_heads"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MixTransformer(**settings)
