@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +14,8 @@ from vss_kernels.aggregation.weights import NORM_EPSILON, AggregationWeights, Co
 def _refine(maps: Tensor, layers: Sequence[ConvNormLayer]) -> Tensor:
     for layer in layers:
         maps = F.conv2d(maps, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2)
-        maps = F.group_norm(maps, 1, layer.norm_weight, layer.norm_bias, NORM_EPSILON)
+        # F.group_norm refuses a single map of one position, which a tiny image has.
+        maps = torch.group_norm(maps, 1, layer.norm_weight, layer.norm_bias, NORM_EPSILON)
         maps = F.relu(maps)
     return maps  # (M, Cout, height, width)
 
