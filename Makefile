@@ -1,0 +1,51 @@
+# Set-up included: every target creates .venv, or reuses it, from .ci/constraints.txt.
+#   make demo      train, evaluate and segment on made-up videos; report in demo/
+#   make test      the tests                      make lint      style, types, import direction
+#   make bench     the benchmarks                 make sanitize  native CPU operators under ASan, UBSan
+#   make package   build wheel and sdist, install them elsewhere, try them
+# PYTHON=... chooses the interpreter (3.11 or 3.12).
+
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,\
+	$(shell $(name) -c "$(SUPPORTED)" >/dev/null 2>&1 && echo $(name))))
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
+NATIVE_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: demo test lint bench sanitize package install clean
+.DEFAULT_GOAL := test
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml setup.py .ci/constraints.txt $(NATIVE_SOURCES)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) setuptools wheel ninja pybind11 torch torchvision triton numpy
+	$(PIP) --no-build-isolation -e '.[train,dev]'
+	$(BIN)/python -m vss_kernels.info
+	touch $@
+
+demo: install
+	$(BIN)/vss demo --out demo --overwrite
+
+test: install
+	$(BIN)/python -m pytest --ignore tests/interpreter
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python -m pytest benchmarks --results benchmarks/results/$(if $(shell command -v nvidia-smi),gpu,cpu).csv
+
+sanitize: install
+	.ci/sanitize
+
+package: install
+	.ci/check-package
+
+clean:
+	rm -rf build dist demo .venv *.egg-info
