@@ -5,8 +5,9 @@ from vss_models.training.data import VideoDataModule
 from vss_models.training.evaluate import Evaluator, FramePredictor, evaluate
 from vss_models.training.module import SegmentationModule
 from vss_models.training.optim import OptimizerSettings, build_optimizer
-from vss_models.training.report import EvaluationReport, ReportWriter
+from vss_models.training.report import EvaluationReport
 from vss_models.training.run import fit
+from vss_models.training.writer import ReportWriter, write_submission
 
 __all__ = [
     "EvaluationReport",
@@ -21,4 +22,5 @@ __all__ = [
     "build_optimizer",
     "evaluate",
     "fit",
+    "write_submission",
 ]

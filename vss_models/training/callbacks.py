@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vss_models.checkpoints import save_model
 from vss_models.data.transforms import denormalise
-from vss_models.training.module import SegmentationModule
-
-_logger = logging.getLogger(__name__)
+from vss_models.training.module import segmentation_module
 
 LAST_CHECKPOINT = "last.ckpt"
 LAST_MODEL = "last.pt"
@@ -24,8 +21,8 @@ LAST_MODEL = "last.pt"
 class RunCheckpoints(Checkpoint):
     """Saves the run every so many steps and at its end, and the bare model at its end.
 
-    In the trainer's ``default_root_dir``: ``checkpoints/step_<n>.ckpt``, of which the newest few are
-    kept; ``last.ckpt``, always the newest state of the run; ``last.pt``, the model alone, for
+    In the trainer's ``default_root_dir``: ``checkpoints/step_<n>.ckpt``, of which the newest few
+    are kept; ``last.ckpt``, always the newest state of the run; ``last.pt``, the model alone, for
     evaluation and inference. Files are replaced when their successors are complete.
 
     Args:
@@ -49,8 +46,8 @@ class RunCheckpoints(Checkpoint):
         last = Path(trainer.default_root_dir, LAST_CHECKPOINT)
         if stage == "fit" and not trainer.ckpt_path and last.exists():
             raise FileExistsError(
-                f"{last} exists: continue that run with --ckpt_path {last}, or choose another output "
-                "folder"
+                f"{last} exists: continue that run with --ckpt_path {last}, or choose another "
+                "output folder"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -70,8 +67,9 @@ class RunCheckpoints(Checkpoint):
         """Saves the end of a run that stopped early, and the model."""
         if trainer.global_step != self._saved_step:
             self._save(trainer)
-        if isinstance(pl_module, SegmentationModule) and trainer.is_global_zero:
-            save_model(pl_module.model, Path(trainer.default_root_dir, LAST_MODEL))
+        if trainer.is_global_zero:
+            model = segmentation_module(trainer).model
+            save_model(model, Path(trainer.default_root_dir, LAST_MODEL))
         trainer.strategy.barrier()
 
     def _save(self, trainer: pl.Trainer) -> None:
@@ -122,16 +120,17 @@ class SampleOverlays(Callback):
         due = self.every_n_steps and step % self.every_n_steps == 0 and step != self._shown_step
         if not due or not isinstance(trainer.logger, TensorBoardLogger):
             return
-        if not isinstance(pl_module, SegmentationModule) or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
+        module = segmentation_module(trainer)
         self._shown_step = step
         clip, labels = batch["clip"][: self.count], batch["labels"][: self.count, -1]
-        pl_module.eval()
+        module.eval()
         with torch.no_grad():
-            predictions = pl_module.predict(clip, labels.shape[-2:])
-        pl_module.train()
+            predictions = module.predict(clip)
+        module.train()
         frames = denormalise(clip[:, -1]).cpu()
-        palette = torch.as_tensor(pl_module.palette())
+        palette = torch.from_numpy(module.classes.palette())
         rows = [
             torch.cat([frame, overlay(frame, truth, palette), overlay(frame, guess, palette)], -1)
             for frame, truth, guess in zip(frames, labels.cpu(), predictions.cpu(), strict=True)

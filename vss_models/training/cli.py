@@ -8,12 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from vss_models.training.callbacks import RunCheckpoints, SampleOverlays
+from vss_models.training.callbacks import RunCheckpoints, SampleOverlays, TrainingProgressBar
 from vss_models.training.configs import expand_config_arguments
 from vss_models.training.data import VideoDataModule
 from vss_models.training.module import SegmentationModule
-from vss_models.training.report import ReportWriter
 from vss_models.training.run import trainer_parts
+from vss_models.training.writer import ReportWriter
 
 
 class TrainingCLI(LightningCLI):
@@ -67,12 +67,12 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Makes the trainer with the parts every run of this package has."""
         config = self.config_init[self.subcommand].trainer
-        return super().instantiate_trainer(
-            **trainer_parts(
-                config.default_root_dir, config.callbacks, config.plugins, config.logger
-            ),
-            **kwargs,
+        parts = trainer_parts(
+            config.default_root_dir, config.callbacks, config.plugins, config.logger
         )
+        if config.enable_progress_bar is not False:
+            parts["callbacks"].append(TrainingProgressBar(refresh_rate=1))
+        return super().instantiate_trainer(**parts, **kwargs)
 
 
 def run_cli(arguments: Sequence[str]) -> None:

@@ -23,8 +23,8 @@ class FramePredictor:
     """Logits of the frames of videos, given in order.
 
     The references of a frame are those of :func:`vss_models.data.evaluation_references`; a frame
-    that has none gets its per-frame logits. What later frames need of a frame is kept, so that every
-    frame goes through the encoder once.
+    that has none gets its per-frame logits. What later frames need of a frame is kept, so that
+    every frame goes through the encoder once.
 
     Args:
         model: The model, in evaluation mode.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from vss_kernels import upsample_argmax
@@ -106,7 +108,7 @@ class SegmentationModule(pl.LightningModule):
         self.model.class_names = self.classes.names
         self._evaluator = Evaluator(self.model, data.offsets, self.classes.names)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule, which follows the optimizer's steps.
 
         Raises:
@@ -147,7 +149,8 @@ class SegmentationModule(pl.LightningModule):
         logits = self.model(batch["clip"])
         loss = self.loss(logits, batch["labels"])
         self.log("train/loss", loss, prog_bar=True)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        log_every_n_steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.global_step % log_every_n_steps == 0:
             self._log_parts(logits, batch["labels"], loss)
         return loss
 
@@ -165,9 +168,10 @@ class SegmentationModule(pl.LightningModule):
             head = ClipLogits(logits.target[:, number : number + 1], nothing)
             self.log(f"train/loss_target_{number}", self.loss(head, labels[:, -1:]))
 
-    def predict(self, clip: Tensor, size: tuple[int, int]) -> Tensor:
-        """Labels (B, H, W) of the targets of clips (B, T, 3, h, w), for a model in evaluation mode."""
-        return upsample_argmax(self.model(clip), tuple(size), through=tuple(clip.shape[-2:]))
+    def predict(self, clip: Tensor) -> Tensor:
+        """Labels (B, H, W) of the last frames of clips (B, T, 3, H, W), in evaluation mode."""
+        height, width = clip.shape[-2:]
+        return upsample_argmax(self.model(clip), (height, width))
 
     def on_validation_start(self) -> None:
         """Starts a new evaluation; the consistency over time is left to the test."""
@@ -198,14 +202,7 @@ class SegmentationModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the model was built with, in plain types."""
-        config = self.model.config
-        checkpoint[RUN_KEY] = {
-            "name": config.name,
-            "num_classes": config.num_classes,
-            "overrides": config.overrides,
-            "seed": self.seed,
-            "batches_started": self._batches_started,
-        }
+        checkpoint[RUN_KEY] = {**self._built_with(), "batches_started": self._batches_started}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that a run's checkpoint is of this model.
@@ -219,12 +216,11 @@ class SegmentationModule(pl.LightningModule):
                 "this checkpoint is not from a run of this package; start from its weights with "
                 "--checkpoint instead"
             )
-        config = self.model.config
-        for key in ("name", "num_classes", "overrides"):
-            if saved[key] != getattr(config, key):
+        for key, value in self._built_with().items():
+            if saved[key] != value:
                 raise ValueError(
-                    f"the checkpoint is of a model with {key}={saved[key]!r}, this one has "
-                    f"{getattr(config, key)!r}; use the settings the run was started with"
+                    f"the checkpoint is of a run with {key}={saved[key]!r}, this one has "
+                    f"{value!r}; use the settings the run was started with"
                 )
         self._batches_started = saved["batches_started"]
 
@@ -235,9 +231,25 @@ class SegmentationModule(pl.LightningModule):
             raise RuntimeError("the module is not set up: run it with a trainer")
         return self._evaluator
 
+    def _built_with(self) -> dict[str, Any]:
+        assert self.model.config is not None
+        return {**asdict(self.model.config), "seed": self.seed}
+
     def _start_evaluation(self, consistency: bool) -> None:
         if self.trainer.world_size > 1:
             # Plain BatchNorm keeps statistics per process; every process must judge one model.
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         self.evaluator.reset(self.device, consistency)
+
+
+def segmentation_module(trainer: pl.Trainer) -> SegmentationModule:
+    """The module a trainer is running.
+
+    Raises:
+        TypeError: If it is of another kind.
+    """
+    module = trainer.lightning_module
+    if not isinstance(module, SegmentationModule):
+        raise TypeError(f"the trainer must run a SegmentationModule, got {type(module).__name__}")
+    return module

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: as a table on the terminal and as files, with predictions if wanted."""
+"""The figures of an evaluation, as a table on the terminal and as files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-import numpy as np
-from lightning.pytorch.callbacks import Callback
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 REPORT_FILES = ("report.json", "report.md", "classes.csv")
 
@@ -107,91 +102,6 @@ class EvaluationReport:
 
     def _classes(self) -> list[tuple[str, float, float]]:
         return list(zip(self.class_names, self.class_iou, self.class_share, strict=True))
-
-
-class ReportWriter(Callback):
-    """Prints and writes the report of a test, and the predictions if wanted.
-
-    Args:
-        folder: Where to write; None for ``evaluation`` in the run's folder.
-        predictions: Whether to write ``result_submission/<video>/<frame>.png``, in which every pixel
-            holds its class plus one (0 is void in VSPW).
-        palette: Whether those files carry the classes' colours; grey files otherwise.
-        overwrite: Whether existing files may be replaced.
-    """
-
-    def __init__(
-        self,
-        folder: Path | None = None,
-        predictions: bool = False,
-        palette: bool = False,
-        overwrite: bool = False,
-    ) -> None:
-        self.folder = folder
-        self.predictions = predictions
-        self.palette = palette
-        self.overwrite = overwrite
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuses to mix with an earlier evaluation before any time is spent."""
-        folder = self._folder(trainer)
-        existing = [folder / name for name in REPORT_FILES]
-        if self.predictions:
-            existing.append(folder / "result_submission")
-        # Every process looks before any writes.
-        refuse_existing(existing, self.overwrite)
-        trainer.strategy.barrier()
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Writes the labels of one frame."""
-        if not self.predictions:
-            return
-        folder = self._folder(trainer) / "result_submission" / batch["video"]
-        palette = pl_module.classes.palette() if self.palette else None
-        write_submission(outputs["labels"], folder / f"{batch['frame']}.png", palette)
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prints and writes the figures; they are of all processes together."""
-        if trainer.is_global_zero:
-            pl_module.report.print()
-            pl_module.report.write(self._folder(trainer), self.overwrite)
-
-    def _folder(self, trainer: pl.Trainer) -> Path:
-        return self.folder or Path(trainer.default_root_dir, "evaluation")
-
-
-def write_submission(labels: Tensor, path: Path, palette: np.ndarray | None = None) -> None:
-    """Writes predicted classes as the VSPW benchmark expects them.
-
-    Args:
-        labels: (H, W) class numbers below 255.
-        path: The PNG file; its folder is made if need be.
-        palette: (256, 3) uint8 colours of the classes, or None for a grey file.
-
-    Raises:
-        ValueError: If a class number does not fit.
-    """
-    values = labels.cpu().numpy().astype(np.int64) + 1
-    if values.min() < 1 or values.max() > 255:
-        raise ValueError(
-            f"labels must be class numbers 0..254 to fit an 8-bit file, got {values.min() - 1} .. "
-            f"{values.max() - 1}"
-        )
-    image = Image.fromarray(values.astype(np.uint8))
-    if palette is not None:
-        image.putpalette(np.roll(palette, 1, axis=0).astype(np.uint8).tobytes())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
 
 
 def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:

@@ -16,8 +16,8 @@ ENDLESS = 2**40
 class ResumableLoader:
     """A data loader that knows how far it has been read.
 
-    Lightning stores :meth:`state_dict` in its checkpoints. The position counts what the training loop
-    has taken, not what workers have fetched ahead.
+    Lightning stores :meth:`state_dict` in its checkpoints. The position counts what the training
+    loop has taken, not what workers have fetched ahead.
 
     Args:
         loader: A loader over a :class:`vss_models.data.ClipSampler`.
@@ -42,7 +42,7 @@ class ResumableLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The position in the stream of clips, over all processes, and what the stream depends on."""
+        """The position in the stream, over all processes, and what the stream depends on."""
         return {
             "position": self.clips.start,
             "seed": self.clips.seed,
@@ -59,7 +59,7 @@ class ResumableLoader:
             current = getattr(self.clips, name)
             if state[name] != current:
                 raise ValueError(
-                    f"the run to resume had {name}={state[name]}, this one has {current}; resume with "
-                    "the same data set and seed, or start a new run from its weights"
+                    f"the run to resume had {name}={state[name]}, this one has {current}; resume "
+                    "with the same data set and seed, or start a new run from its weights"
                 )
         self.clips.start = state["position"]

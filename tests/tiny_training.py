@@ -1,0 +1,68 @@
+"""A tiny data set, model and run, shared by the tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vss_models.data import EvaluationTransform, TrainTransform
+from vss_models.data.synthetic import make_synthetic_dataset
+from vss_models.training import (
+    OptimizerSettings,
+    RunCheckpoints,
+    SegmentationModule,
+    VideoDataModule,
+    fit,
+)
+
+NUM_CLASSES = 9
+OVERRIDES = {
+    "dims": [8, 16, 32, 64],
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 4, 8],
+    "embed_dim": 16,
+}
+
+
+def make_dataset(root: Path) -> Path:
+    """Five videos of 18 frames, just long enough for every definition of video consistency."""
+    return make_synthetic_dataset(root, num_train=3, num_val=2, frames=18, size=(64, 96), seed=1)
+
+
+def make_data(root: Path | None, **settings: Any) -> VideoDataModule:
+    defaults: dict[str, Any] = {
+        "num_classes": NUM_CLASSES,
+        "offsets": [-3, -2, -1],
+        "train_transform": TrainTransform(scale=(96, 96), crop=(96, 96)),
+        "evaluation_transform": EvaluationTransform(scale=(96, 96)),
+        "batch_size": 2,
+        "num_workers": 0,
+    }
+    return VideoDataModule(root, **{**defaults, **settings})
+
+
+def make_module(name: str = "mrcfa_b0", **settings: Any) -> SegmentationModule:
+    optimizer = OptimizerSettings(lr=1e-3, head_lr_multiplier=1.0, warmup_steps=2)
+    defaults: dict[str, Any] = {
+        "num_classes": NUM_CLASSES,
+        "overrides": OVERRIDES,
+        "optimizer": optimizer,
+    }
+    return SegmentationModule(name, **{**defaults, **settings})
+
+
+def run(
+    module: SegmentationModule, data: VideoDataModule, output: Path, max_steps: int, **options: Any
+) -> Path:
+    """Trains quietly on the CPU."""
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "checkpoints": RunCheckpoints(every_n_steps=0),
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+    }
+    return fit(module, data, output, max_steps, **{**defaults, **options})
