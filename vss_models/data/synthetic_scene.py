@@ -108,7 +108,7 @@ def car_sprite(rng: np.random.Generator, length: int, faces_left: bool) -> Sprit
         for radius, fill in ((wheel, (18, 18, 20, 255)), (wheel * 0.5, (150, 150, 155, 255))):
             x, y = centre * length, height - wheel
             draw.ellipse((x - radius, y - radius, x + radius, y + radius - 1), fill=fill)
-    draw.rectangle((length * 0.94, top * 1.15, length - 2, top * 1.4), fill=(255, 240, 170, 255))
+    draw.rectangle((length * 0.94, top * 1.15, length - 1, top * 1.4), fill=(255, 240, 170, 255))
     if faces_left:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return finish_sprite(rng, image, 0.55)

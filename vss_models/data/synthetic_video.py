@@ -90,20 +90,21 @@ class SyntheticVideo:
             direction = 1 if forward else -1
             start = rng.uniform(0, 3 * width)
             if kind == scene.CAR:
-                length = int(height * scale * rng.uniform(0.42, 0.6))
+                length = max(24, int(height * scale * rng.uniform(0.42, 0.6)))
                 phases = [scene.car_sprite(rng, length, not forward)]
                 speed = direction * rng.uniform(0.008, 0.03) * scale * width
             elif kind == scene.PERSON:
-                tall = int(height * scale * rng.uniform(0.3, 0.4))
+                tall = max(14, int(height * scale * rng.uniform(0.3, 0.4)))
                 phases = scene.person_sprites(rng, tall, not forward)
                 speed = direction * rng.uniform(0.003, 0.008) * scale * width
             else:
-                phases = [scene.pole_sprite(rng, int(height * scale * rng.uniform(0.6, 0.85)))]
+                tall = max(20, int(height * scale * rng.uniform(0.6, 0.85)))
+                phases = [scene.pole_sprite(rng, tall)]
                 speed = 0.0
             movers.append(_Mover(kind, phases, bottom, start, speed, 0.35 + 0.9 * depth))
         movers.sort(key=lambda mover: mover.bottom)
         for _ in range(rng.integers(0, 3)):
-            tall = int(height * rng.uniform(0.07, 0.14))
+            tall = max(8, int(height * rng.uniform(0.07, 0.14)))
             bottom = int(rng.uniform(0.15, 0.5) * self.horizon) + tall // 2
             start = rng.uniform(0, 2 * width)
             speed = rng.uniform(-0.006, 0.006) * width

@@ -1,0 +1,210 @@
+"""The synthetic data set: the same bytes every time, whole or not at all, and alive."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vss_models.data import (
+    SYNTHETIC_CLASSES,
+    ClipTestDataset,
+    ClipTrainDataset,
+    make_synthetic_dataset,
+    read_classes,
+    synthetic,
+)
+from vss_models.data.synthetic_scene import noise
+from vss_models.data.synthetic_video import SyntheticVideo
+
+SMALL = {"num_train": 2, "num_val": 1, "frames": 4, "size": (48, 64)}
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return make_synthetic_dataset(tmp_path_factory.mktemp("synthetic") / "set", **SMALL)
+
+
+def test_layout(small):
+    videos = ["train_0000", "train_0001", "val_0000"]
+    frames = {
+        f"data/{video}/{kind}/{number:08d}.{suffix}"
+        for video in videos
+        for kind, suffix in (("origin", "jpg"), ("mask", "png"))
+        for number in range(4)
+    }
+    assert set(contents(small)) == frames | {"train.txt", "val.txt", "classes.txt"}
+    assert (small / "train.txt").read_text().split() == videos[:2]
+    assert (small / "val.txt").read_text().split() == videos[2:]
+    assert read_classes(small / "classes.txt") == SYNTHETIC_CLASSES
+
+
+def test_read_as_any_other_data_set(small):
+    train = ClipTrainDataset(small, offsets=(-3, -2, -1))
+    assert (len(train), train.classes) == (2, SYNTHETIC_CLASSES)
+    assert train[0]["clip"].shape == (4, 3, 480, 480)
+    val = ClipTestDataset(small, offsets=(-3, -2, -1))
+    assert len(val) == 4
+    assert val[3]["labels"].shape == (48, 64)
+
+
+def test_same_seed_same_bytes(small, tmp_path):
+    again = make_synthetic_dataset(tmp_path / "again", **SMALL)
+    assert contents(again) == contents(small)
+    other = contents(make_synthetic_dataset(tmp_path / "other", **SMALL, seed=1))
+    for name, data in contents(small).items():
+        if name.endswith(".jpg"):
+            assert other[name] != data
+
+
+def test_more_of_it_leaves_the_rest_as_it_is(small, tmp_path):
+    settings = {**SMALL, "num_train": 3, "frames": 6}
+    larger = contents(make_synthetic_dataset(tmp_path / "larger", **settings))
+    for name, data in contents(small).items():
+        if name != "train.txt":
+            assert larger[name] == data
+
+
+def test_videos_differ():
+    first, second = (SyntheticVideo((48, 64), (0, 0, number)).frame(0)[0] for number in (0, 1))
+    assert (first != second).mean() > 0.5
+
+
+def test_frames_can_be_painted_in_any_order():
+    forwards, backwards = (SyntheticVideo((48, 64), (3, 0, 1)) for _ in range(2))
+    painted = [forwards.frame(number) for number in range(5)]
+    for number in reversed(range(5)):
+        image, labels = backwards.frame(number)
+        assert np.array_equal(image, painted[number][0])
+        assert np.array_equal(labels, painted[number][1])
+
+
+@pytest.fixture(scope="module")
+def films():
+    """(videos, frames, height, width) labels of some longer videos."""
+    videos = [SyntheticVideo((96, 160), (0, 0, number)) for number in range(6)]
+    return np.stack([np.stack([video.frame(n)[1] for n in range(0, 40, 2)]) for video in videos])
+
+
+def test_every_class_is_there_and_void_is_rare(films):
+    shares = np.bincount(films.ravel(), minlength=10) / films.size
+    assert len(shares) == 1 + len(SYNTHETIC_CLASSES)
+    assert (shares[1:] > 0.005).all()
+    assert shares[1:].max() < 0.6
+    assert 0 < shares[0] < 0.02
+
+
+def test_labels_move_but_hold_together(films):
+    changed = (films[:, 1:] != films[:, :-1]).mean(axis=(1, 2, 3))
+    assert (changed > 0.005).all()
+    assert (changed < 0.25).all()
+
+
+def test_objects_enter_and_leave(films):
+    for label in (7, 8, 9):
+        pixels = (films == label).sum(axis=(2, 3))
+        touches_side = (films[..., [0, -1]] == label).any(axis=(2, 3))
+        assert touches_side.any()
+        assert not touches_side.all()
+        assert (pixels.max(axis=1) > 1.3 * pixels.min(axis=1)).any()
+
+
+def test_some_frames_are_bad_alone():
+    # Against the median of their neighbours, bad frames stand out and good ones do not.
+    video = SyntheticVideo((96, 160), (0, 0, 2))
+    frames = np.stack([video.frame(number)[0] for number in range(40)]).astype(np.float32)
+    off = [
+        np.abs(frames[n] - np.median(frames[n - 3 : n + 4], axis=0)).mean() for n in range(3, 37)
+    ]
+    assert 0.15 < np.mean(np.array(off) > 2 * np.quantile(off, 0.3)) < 0.6
+
+
+def test_fast_enough():
+    # 20 videos of 30 frames within 20 s.
+    start = time.process_time()
+    video = SyntheticVideo((96, 160), (0, 0, 0))
+    for number in range(30):
+        video.frame(number)
+    assert time.process_time() - start < 1.0
+
+
+def test_noise_tiles():
+    field = noise(np.random.default_rng(0), 64, 96, 16)
+    steps = np.abs(np.diff(field, axis=0)).max(), np.abs(np.diff(field, axis=1)).max()
+    assert np.abs(field[0] - field[-1]).max() <= 1.5 * steps[0]
+    assert np.abs(field[:, 0] - field[:, -1]).max() <= 1.5 * steps[1]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 71), (120, 40)])
+def test_any_size(size):
+    image, labels = SyntheticVideo(size, (0, 0, 0)).frame(0)
+    assert image.shape == (*size, 3)
+    assert labels.shape == size
+    assert image.dtype == labels.dtype == np.uint8
+
+
+def test_existing_folders_are_kept_unless_told(small, tmp_path):
+    root = tmp_path / "set"
+    root.mkdir()
+    make_synthetic_dataset(root, **SMALL)
+    before = contents(root)
+    with pytest.raises(FileExistsError, match=f"{root} is not empty"):
+        make_synthetic_dataset(root, **SMALL, seed=1)
+    assert contents(root) == before
+    make_synthetic_dataset(root, **SMALL, seed=1, overwrite=True)
+    assert contents(root) != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+def test_overwrite_spares_what_is_no_data_set(tmp_path):
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    with pytest.raises(FileExistsError, match="does not look like a data set"):
+        make_synthetic_dataset(tmp_path, **SMALL, overwrite=True)
+    with pytest.raises(FileExistsError, match="not a folder"):
+        make_synthetic_dataset(tmp_path / "thesis.txt", **SMALL, overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "three years of work"
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failure_leaves_things_as_they_were(tmp_path, monkeypatch, existing):
+    root = tmp_path / "set"
+    if existing:
+        make_synthetic_dataset(root, **SMALL)
+    before = contents(tmp_path)
+
+    def fail(path: Path) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(synthetic, "_write_classes", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make_synthetic_dataset(root, **SMALL, seed=1, overwrite=True)
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == (["set"] if existing else [])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_train": 0}, {"num_val": 0}, {"frames": 0}, {"size": (31, 64)}, {"seed": -1}]
+)
+def test_wrong_settings(tmp_path, settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        make_synthetic_dataset(tmp_path / "set", **{**SMALL, **settings})
+    assert not list(tmp_path.iterdir())
+
+
+def test_masks_show_their_classes_in_colour(small):
+    mask = Image.open(small / "data" / "val_0000" / "mask" / "00000000.png")
+    values, colours = np.asarray(mask), np.asarray(mask.convert("RGB"))
+    for value in np.unique(values[values > 0]):
+        expected = SYNTHETIC_CLASSES.colours[value - 1]
+        assert (colours[values == value] == expected).all()
