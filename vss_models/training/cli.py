@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ class TrainingCLI(LightningCLI):
     """Parses a configuration, overridden by the command line, and runs the trainer."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        self._arguments = expand_config_arguments(arguments)
+        self._arguments = list(arguments)
         super().__init__(
             SegmentationModule,
             VideoDataModule,
@@ -64,6 +65,14 @@ class TrainingCLI(LightningCLI):
         """Parses the arguments this object was made with."""
         self.config = parser.parse_args(self._arguments)
 
+    def before_instantiate_classes(self) -> None:
+        """Ends with a usage error if there are no data, before a model is built."""
+        if self.config[self.subcommand].data.root is None:
+            self._parser(self.subcommand).error(
+                "data.root is not set: give the folder of a data set in the VSPW layout, "
+                "--data.root FOLDER"
+            )
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Makes the trainer with the parts every run of this package has."""
         config = self.config_init[self.subcommand].trainer
@@ -82,6 +91,11 @@ def run_cli(arguments: Sequence[str]) -> None:
         arguments: The command and its options, such as ``["fit", "--config", "mrcfa_b1_vspw"]``.
 
     Raises:
-        ValueError: If a configuration is neither a file nor known by name.
+        SystemExit: With status 2 if the options are not valid.
     """
-    TrainingCLI(arguments)
+    try:
+        expanded = expand_config_arguments(arguments)
+    except ValueError as error:
+        print(f"vss {arguments[0]}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    TrainingCLI(expanded)
