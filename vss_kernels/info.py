@@ -63,5 +63,10 @@ def report() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Prints the report."""
     print(report())
+
+
+if __name__ == "__main__":
+    main()
