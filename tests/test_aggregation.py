@@ -132,11 +132,12 @@ def test_layouts_do_not_matter(size, variant, orders):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@torch.no_grad()
 def test_half_precision_keeps_the_statistics(dtype):
     # Far from zero, a mean or variance in half precision would lose the map entirely.
     weights = make_weights("b0", dtype)
     maps = tuple(scale + 16 for scale in make_maps(3, 4, 5, dtype))
-    refined = aggregate_affinity(*maps, weights).detach()
+    refined = aggregate_affinity(*maps, weights)
     assert refined.dtype == dtype
     wide = AggregationWeights(
         *(
