@@ -8,7 +8,7 @@ from torch import nn
 
 from vss_models import create_model
 from vss_models.backbones import MixTransformer
-from vss_models.backbones.mit import DropPath
+from vss_models.backbones.mit import DropPath, reduce_patches
 
 PARAMETERS = {"b0": 3.32, "b1": 13.15, "b2": 24.20, "b3": 44.07, "b4": 60.84, "b5": 81.44}
 SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 2, 1, 2)}
@@ -58,6 +58,14 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
     # Standard error of the mean: sqrt(0.25 / 0.75 / 20000) = 0.004.
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
     assert drop.eval()(branch) is branch
+
+
+@pytest.mark.parametrize(("side", "height", "width"), [(2, 6, 8), (4, 9, 14), (8, 8, 23)])
+def test_reduction_is_the_convolution(side: int, height: int, width: int) -> None:
+    conv = nn.Conv2d(6, 5, side, stride=side).double()
+    x = torch.randn(2, height, width, 6, dtype=torch.float64)
+    expected = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(reduce_patches(conv, x), expected)
 
 
 def test_initialisation_is_the_published_one() -> None:

@@ -39,9 +39,17 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3g}"
 
 
-def convolve_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Applies a convolution to (N, H, W, C) and returns (N, H', W', C') without a copy of ours."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+def reduce_patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Applies a convolution whose kernel is its stride to (N, H, W, C); returns (N, h, w, C').
+
+    Its patches do not overlap, so it is one matrix product on channels-last maps.
+    """
+    side = conv.kernel_size[0]
+    n, height, width, dim = x.shape
+    h, w = height // side, width // side
+    patches = x[:, : h * side, : w * side].reshape(n, h, side, w, side, dim)
+    patches = patches.transpose(2, 3).reshape(n, h, w, side * side * dim)
+    return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 class PatchEmbedding(nn.Module):
@@ -85,7 +93,7 @@ class ReducedAttention(nn.Module):
         n, height, width, dim = x.shape
         context = x
         if self.reduction is not None and self.reduction_norm is not None:
-            context = self.reduction_norm(convolve_channels_last(self.reduction, x))
+            context = self.reduction_norm(reduce_patches(self.reduction, x))
         head_shape = (self.num_heads, dim // self.num_heads)
         query = self.query(x).reshape(n, height * width, *head_shape).transpose(1, 2)
         key_value = self.key_value(context).reshape(n, -1, 2, *head_shape)
@@ -105,7 +113,8 @@ class MixFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, H, W, C) to the same shape."""
-        return self.contract(F.gelu(convolve_channels_last(self.depthwise, self.expand(x))))
+        mixed = self.depthwise(self.expand(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.contract(F.gelu(mixed))
 
 
 class MixBlock(nn.Module):

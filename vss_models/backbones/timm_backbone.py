@@ -36,15 +36,16 @@ class TimmBackbone(nn.Module):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "none"
             raise ValueError(f"backbone={name!r} is not a timm model; similar names: {close}")
         self.name = name
-        self.encoder = timm.create_model(name, features_only=True, **dict(options or {}))
-        strides = tuple(self.encoder.feature_info.reduction())
+        encoder: Any = timm.create_model(name, features_only=True, **dict(options or {}))
+        strides = tuple(encoder.feature_info.reduction())
         if strides[-4:] != STRIDES:
             raise ValueError(
                 f"backbone={name!r} has feature levels at strides {strides}; the heads need four "
                 f"levels at {STRIDES}. Choose a hierarchical model (pvt_v2, swin, convnext, resnet)"
             )
-        self.channels = tuple(self.encoder.feature_info.channels()[-4:])
-        self.channels_last = str(getattr(self.encoder, "output_fmt", "NCHW")).endswith("NHWC")
+        self.encoder: nn.Module = encoder
+        self.channels = tuple(encoder.feature_info.channels()[-4:])
+        self.channels_last = str(getattr(encoder, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encodes images (N, 3, H, W) into four maps (N, C_i, H_i, W_i) at strides 4 to 32."""

@@ -77,9 +77,10 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
             f"{path} is not a checkpoint of save_model. For released weights build the model with "
             "create_model and call load_released(model, path)"
         )
-    if content["format_version"] > FORMAT_VERSION:
+    version = content.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {content['format_version']}, this program reads up to "
+            f"{path} has format version {version}, this program reads up to "
             f"{FORMAT_VERSION}; use a newer vss-kernels"
         )
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,10 @@ class PyramidFusion(nn.Module):
         # The concatenation starts with the smallest level.
         mixers = list(reversed(self.mix.weight.flatten(1).chunk(len(self.level_projections), 1)))
         with torch.autocast(device_type, enabled=False):
-            pairs = list(zip(mixers, self.level_projections, strict=True))
+            pairs = [
+                (mixer, cast(nn.Linear, linear))
+                for mixer, linear in zip(mixers, self.level_projections, strict=True)
+            ]
             weights = [mixer @ linear.weight for mixer, linear in pairs]
             bias = torch.stack([mixer @ linear.bias for mixer, linear in pairs]).sum(0)
         return weights, bias
