@@ -150,7 +150,7 @@ class SegmentationModule(pl.LightningModule):
         loss = self.loss(logits, batch["labels"])
         self.log("train/loss", loss, prog_bar=True)
         log_every_n_steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.trainer.global_step % log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % log_every_n_steps == 0:
             self._log_parts(logits, batch["labels"], loss)
         return loss
 
