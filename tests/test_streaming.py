@@ -1,0 +1,214 @@
+"""Streaming against the clip path, frame by frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vss_kernels import upsample_argmax
+from vss_models import VideoSegmentor, create_model
+from vss_models.data import EvaluationTransform
+from vss_models.streaming import StreamingSegmenter
+
+SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 1, 1, 1), "embed_dim": 32}
+TRANSFORM = EvaluationTransform(scale=(85, 48))
+
+# The published evaluation schedule; frames 0..2 are labelled on their own.
+PUBLISHED_START = {
+    3: (0, 1, 2),
+    4: (0, 2, 3),
+    5: (0, 2, 4),
+    6: (0, 2, 4),
+    7: (0, 3, 5),
+    8: (0, 3, 6),
+}
+
+
+def tiny_model(name: str, **overrides: Any) -> VideoSegmentor:
+    """A model with random weights so large that labels depend on the frame and its references."""
+    torch.manual_seed(5)
+    model = create_model(name, 7, **{**SMALL, **overrides}).eval()
+    with torch.no_grad():
+        for module in model.head.modules():
+            if isinstance(module, torch.nn.Conv2d) and module.out_channels == 7:
+                module.weight.mul_(50)
+            elif isinstance(module, torch.nn.Linear):
+                module.weight.mul_(8)
+    return model
+
+
+def video(length: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Textured frames (L, H, W, 3) that move and change enough to give each frame other labels."""
+    generator = np.random.default_rng(seed)
+    texture = generator.integers(0, 256, (height // 6 + 2, width // 6 + 40, 3)).astype(np.uint8)
+    large = texture.repeat(6, 0).repeat(6, 1)
+    return np.stack([large[:height, 5 * t : 5 * t + width] for t in range(length)])
+
+
+def logits_by_clip(model: VideoSegmentor, images: torch.Tensor, target: int) -> torch.Tensor:
+    """The published evaluation of one frame, from its clip or on its own."""
+    if model.num_references == 0 or target < 3:
+        return model.single_frame(images[target : target + 1])
+    references = PUBLISHED_START.get(target, (target - 9, target - 6, target - 3))
+    return model(images[[*references, target]][None])
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("mrcfa_b0", (48, 85)),
+        ("mrcfa_b1", (101, 67)),
+        ("cffm_b0", (48, 85)),
+        ("cffm_b1", (101, 67)),
+        ("segformer_b0", (101, 67)),
+    ],
+)
+@torch.no_grad()
+def test_streaming_is_the_clip_path(name: str, size: tuple[int, int]) -> None:
+    # In float64: one frame and a batch of four are summed up in another order, and in float32 that
+    # may decide the label of a pixel between two classes.
+    model = tiny_model(name).double()
+    frames = video(42, *size)
+    images = TRANSFORM(torch.from_numpy(frames).permute(0, 3, 1, 2)).double()
+    stream = StreamingSegmenter(model, transform=TRANSFORM)
+    seen = set()
+    for target, frame in enumerate(frames):
+        labels = stream.step(frame)
+        logits = logits_by_clip(model, images, target)
+        through = (images.shape[-2], images.shape[-1])
+        assert labels.dtype == torch.uint8
+        assert torch.equal(labels, upsample_argmax(logits, size, through=through)[0]), target
+        seen.update(labels.unique().tolist())
+    assert stream.num_frames == 42
+    assert len(seen) > 2
+
+
+@pytest.mark.parametrize("name", ["mrcfa_b1", "cffm_b1"])
+@torch.no_grad()
+def test_logits_tell_the_schedule(name: str) -> None:
+    """Logits agree far more closely than those with any reference swapped for a neighbour."""
+    model = tiny_model(name)
+    images = TRANSFORM(torch.from_numpy(video(16, 48, 85)).permute(0, 3, 1, 2))
+    stream = StreamingSegmenter(model)
+    for target in range(16):
+        logits = stream.step_logits(images[target : target + 1])
+        expected = logits_by_clip(model, images, target)
+        largest = expected.abs().max()
+        assert (logits - expected).abs().max() < 5e-6 * largest, target
+    for number in range(3):
+        references = [6, 9, 12]
+        references[number] += 1
+        other = model(images[[*references, 15]][None])
+        assert (other - expected).abs().max() > 1e-3 * largest
+
+
+@pytest.mark.parametrize("name", ["mrcfa_b1", "cffm_b0", "segformer_b0"])
+def test_videos_side_by_side(name: str) -> None:
+    model = tiny_model(name).double()
+    videos = [video(12, 50, 70, seed) for seed in (1, 2)]
+    together = StreamingSegmenter(model, transform=TRANSFORM)
+    labels = torch.stack([together.step(np.stack(frames)) for frames in zip(*videos, strict=True)])
+    for number, frames in enumerate(videos):
+        alone = StreamingSegmenter(model, transform=TRANSFORM)
+        assert torch.equal(labels[:, number], torch.stack([alone.step(f) for f in frames]))
+
+
+def kept_bytes(stream: StreamingSegmenter) -> int:
+    """Bytes of the storages that the history keeps alive, whole storages even for views."""
+    storages = {}
+
+    def visit(entry: Any) -> None:
+        if isinstance(entry, torch.Tensor):
+            storages[entry.untyped_storage().data_ptr()] = entry.untyped_storage().nbytes()
+        elif isinstance(entry, tuple):
+            for part in entry:
+                visit(part)
+
+    for entry in stream._history:
+        visit(entry)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("name", ["mrcfa_b1", "cffm_b1"])
+def test_memory_is_bounded_and_small(name: str) -> None:
+    stream = StreamingSegmenter(tiny_model(name), transform=TRANSFORM)
+    sizes = []
+    for frame in video(40, 48, 85):
+        stream.step(frame)
+        sizes.append(kept_bytes(stream))
+    assert max(sizes) == sizes[8] == sizes[-1]
+    tokens = 2 * 3 if name == "mrcfa_b1" else 8 * 12
+    channels = 16 + 40 + 64 + 32 if name == "mrcfa_b1" else 32
+    assert sizes[-1] == 9 * tokens * channels * 4
+
+
+def test_encoder_runs_once_a_frame() -> None:
+    model = tiny_model("mrcfa_b1")
+    batches: list[int] = []
+    model.backbone.register_forward_hook(lambda module, args, out: batches.append(len(args[0])))
+    stream = StreamingSegmenter(model, transform=TRANSFORM)
+    for frame in video(12, 48, 85):
+        stream.step(frame)
+    assert batches == [1] * 12
+
+
+def test_normalised_input_and_chosen_size() -> None:
+    model = tiny_model("mrcfa_b1")
+    frames = video(12, 48, 85)
+    images = TRANSFORM(torch.from_numpy(frames).permute(0, 3, 1, 2))
+    first, second = (StreamingSegmenter(model, transform=TRANSFORM) for _ in range(2))
+    for frame, image in zip(frames, images, strict=True):
+        labels = first.step(frame)
+        assert torch.equal(second.step(image, size=(48, 85)), labels)
+    assert second.step(images[0]).shape == images.shape[-2:]
+    assert first.step(torch.from_numpy(frames[0]), size=(20, 33)).shape == (20, 33)
+
+
+def test_other_offsets() -> None:
+    model = tiny_model("mrcfa_b1", num_references=2).double()
+    stream = StreamingSegmenter(model, offsets=(-2, -1), transform=TRANSFORM)
+    frames = video(6, 48, 85)
+    images = TRANSFORM(torch.from_numpy(frames).permute(0, 3, 1, 2)).double()
+    labels = [stream.step(frame) for frame in frames]
+    with torch.no_grad():
+        logits = model(images[[3, 4, 5]][None])
+    size = (images.shape[-2], images.shape[-1])
+    assert torch.equal(labels[-1], upsample_argmax(logits, (48, 85), through=size)[0])
+
+
+def test_reset_starts_anew() -> None:
+    stream = StreamingSegmenter(tiny_model("cffm_b1"), transform=TRANSFORM)
+    frames = video(8, 48, 85)
+    first = [stream.step(frame) for frame in frames]
+    with pytest.raises(ValueError, match=r"changed from .* call reset"):
+        stream.step(video(1, 85, 48)[0])
+    with pytest.raises(ValueError, match=r"changed from .* call reset"):
+        stream.step(np.stack([frames[0], frames[0]]))
+    stream.reset()
+    stream.step(video(1, 85, 48)[0])
+    stream.reset()
+    assert all(torch.equal(stream.step(f), old) for f, old in zip(frames, first, strict=True))
+
+
+def test_bad_input_is_named() -> None:
+    model = tiny_model("mrcfa_b1")
+    with pytest.raises(ValueError, match="offsets must name the 3 references"):
+        StreamingSegmenter(model, offsets=(-2, -1))
+    stream = StreamingSegmenter(model, transform=TRANSFORM)
+    with pytest.raises(TypeError, match=r"got torch\.int32"):
+        stream.step(np.zeros((48, 85, 3), np.int32))
+    with pytest.raises(TypeError, match="got list"):
+        stream.step([1, 2])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"uint8 must have the shape .*got \(3, 48, 85\)"):
+        stream.step(np.zeros((3, 48, 85), np.uint8))
+    with pytest.raises(ValueError, match=r"must have the shape .*got \(48, 96, 3\)"):
+        stream.step(torch.zeros(48, 96, 3))
+    assert stream.num_frames == 0
+    model.train()
+    with pytest.raises(ValueError, match=r"model\.eval"):
+        stream.step(np.zeros((48, 85, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"model\.eval"):
+        StreamingSegmenter(model)
