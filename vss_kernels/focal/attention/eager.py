@@ -14,9 +14,7 @@ from vss_kernels.precision import accumulation_dtype
 
 def _windows(x: Tensor, side: int) -> Tensor:
     """Splits (B,H,W,heads,D) into (B,rows,columns,heads,side,side,D)."""
-    batch, height, width, heads, dim = x.shape
-    x = x.reshape(batch, height // side, side, width // side, side, heads, dim)
-    return x.permute(0, 1, 3, 5, 2, 4, 6)
+    return x.unfold(1, side, side).unfold(2, side, side).permute(0, 1, 2, 3, 5, 6, 4)
 
 
 def _outside(windows: Tensor, shift: tuple[int, int]) -> list[Tensor]:
