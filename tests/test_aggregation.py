@@ -148,7 +148,7 @@ def test_half_precision_keeps_the_statistics(dtype):
     )
     exact = aggregate_affinity(*(scale.double() for scale in maps), wide)
     share = float((refined.double() - exact).norm() / exact.norm())
-    assert share < {torch.float16: 0.02, torch.bfloat16: 0.15}[dtype]
+    assert share < {torch.float16: 0.005, torch.bfloat16: 0.04}[dtype]
 
 
 def test_autocast_casts_maps_and_weights():
