@@ -126,6 +126,16 @@ def test_labels_follow_the_image(factor, flip):
         assert agrees[inner].all()
 
 
+@pytest.mark.parametrize("factor", [0.5, 0.75, 1.5, 2.0])
+def test_labels_are_taken_at_pixel_centres(factor):
+    labels = torch.arange(96, dtype=torch.uint8).expand(1, 96, 96).contiguous()
+    size = int(96 * factor)
+    transform = only_crop(scale=(96, 96), ratio_range=(factor, factor), crop=(size, size))
+    _, result = transform(positions(96, 96, 1), labels, seeded())
+    expected = [int((column + 0.5) / factor) for column in range(size)]
+    assert result[0, 0].tolist() == expected
+
+
 def test_flip_is_shared_and_has_probability_one_half():
     transform = only_crop(scale=(48, 48), crop=(48, 48), flip=0.5)
     clip = positions(48, 48)
