@@ -33,7 +33,7 @@ def _devices() -> str:
 
 
 def _operator_table() -> list[str]:
-    rows = [("operator", *backends.BACKENDS)]
+    rows: list[tuple[str, ...]] = [("operator", *backends.BACKENDS)]
     reasons: list[str] = []
     for name, operator in sorted(backends.operators().items()):
         states = dict.fromkeys(backends.BACKENDS, "-")

@@ -128,7 +128,7 @@ class RelationAffinity(nn.Module):
             share of tokens kept.
         keep: Share of each reference frame's tokens to keep, in (0, 1]; ``int(keep * N)`` of N
             tokens are kept, at least one.
-        top: Number of target positions that vote for a token.
+        top: Number of target positions that vote for a token; all of them if there are fewer.
 
     Raises:
         ValueError: The variant is unknown, ``dims`` are not three or ``keep`` is out of range.
@@ -205,8 +205,11 @@ class RelationAffinity(nn.Module):
             positions of the kept tokens (B, R, S).
         """
         tokens = projected_references[-1].shape[2]
+        coarse_target = projected_target[-1]
+        # A tiny frame has fewer target positions than voters; then all of them vote.
+        top = min(self.top, coarse_target.shape[1])
         index = select_tokens(
-            projected_target[-1], projected_references[-1], self.num_selected(tokens), self.top
+            coarse_target, projected_references[-1], self.num_selected(tokens), top
         )
         fine, middle, coarse = (
             masked_affinity(target, reference, index)  # (B, R, S, Q_s)
