@@ -1,10 +1,12 @@
 """Weights in and out: released, Hugging Face and segmentation_models_pytorch files, and our own."""
 
+from .any_file import RUN_KEY, open_model
 from .own import build_model, describe_model, load_model, save_model
 from .released import load_backbone, load_released, save_released, to_released
 from .report import CheckpointError, LoadReport, ShapeMismatch
 
 __all__ = [
+    "RUN_KEY",
     "CheckpointError",
     "LoadReport",
     "ShapeMismatch",
@@ -13,6 +15,7 @@ __all__ = [
     "load_backbone",
     "load_model",
     "load_released",
+    "open_model",
     "save_model",
     "save_released",
     "to_released",

@@ -8,13 +8,10 @@ from typing import Any
 
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from vss_models.checkpoints import CheckpointError, load_released
+from vss_models.checkpoints import RUN_KEY, CheckpointError, load_released
 from vss_models.checkpoints.files import read_file, write_file
 from vss_models.checkpoints.own import FORMAT
 from vss_models.segmentor import VideoSegmentor
-
-RUN_KEY = "vss_model"
-"""Where a run's checkpoint says what its model was built with."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -1,0 +1,264 @@
+"""`vss segment INPUT --checkpoint FILE --out FOLDER`: labels videos or folders of frames."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from vss_models.checkpoints import CheckpointError, open_model
+from vss_models.data import (
+    ClassTable,
+    EvaluationTransform,
+    numbered_classes,
+    read_classes,
+    vspw_classes,
+)
+from vss_models.data.classes import generated_colours
+from vss_models.inference import (
+    OutputSettings,
+    check_apart,
+    find_inputs,
+    output_files,
+    segment_video,
+)
+from vss_models.registry import MODEL_NAMES, create_model
+from vss_models.segmentor import VideoSegmentor
+from vss_models.streaming import StreamingSegmenter
+from vss_models.video import VideoError, exact_rate, open_video
+
+DESCRIPTION = """\
+Label every pixel of a video.
+
+INPUT is a video file, a folder of frames, or a folder of such files and folders. For each video
+FOLDER/<video>/overlay.mp4 shows the frames under the colours of their classes, beside a legend, and
+FOLDER/<video>/labels/<frame>.png are palette images whose pixels are the classes.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Labels the videos of an input.
+
+    Args:
+        arguments: Command-line options; those of the process if None.
+
+    Returns:
+        The exit status: 0 for success, 1 if a file is missing, broken or in the way. After a
+        damaged video the others are still labelled.
+
+    Raises:
+        SystemExit: With status 2 if the options are not valid.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return _run(parser, options)
+    except (CheckpointError, OSError) as error:
+        _report(error)
+    except KeyboardInterrupt:
+        _report("interrupted; the frames so far are kept")
+    return 1
+
+
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    device = _device(parser, options.device)
+    try:
+        settings = OutputSettings(not options.no_overlay, not options.no_labels, options.opacity)
+        transform = EvaluationTransform(scale=tuple(options.size))
+        if options.rate is not None:
+            exact_rate(options.rate)
+        inputs = find_inputs(options.input)
+        for name in inputs:
+            check_apart(options.out / name, options.input)
+        model = _model(parser, options)
+        classes = _classes(model, options.classes)
+        segmenter = StreamingSegmenter(model.to(device), options.offsets, transform)
+    except ValueError as error:
+        parser.error(str(error))
+    # Before the work of hours, not after it.
+    for name in inputs:
+        earlier = output_files(options.out / name, settings)
+        if earlier and not options.overwrite:
+            raise FileExistsError(f"{earlier[0]} exists: add --overwrite or choose another --out")
+    failures = 0
+    with _progress() as progress:
+        for name, path in inputs.items():
+            try:
+                _segment(segmenter, name, path, classes, settings, options, progress)
+            except VideoError as error:
+                _report(error)
+                if error.num_decoded:
+                    _report(f"{options.out / name} holds the frames before the fault")
+                failures += 1
+            except ValueError as error:
+                _report(f"{path}: {error}")
+                failures += 1
+    return 1 if failures else 0
+
+
+def _segment(
+    segmenter: StreamingSegmenter,
+    name: str,
+    path: Path,
+    classes: ClassTable,
+    settings: OutputSettings,
+    options: argparse.Namespace,
+    progress: Progress,
+) -> None:
+    source = open_video(path, options.rate)
+    task = progress.add_task(name, total=source.num_frames, speed="")
+    start = time.perf_counter()
+    done = 0
+
+    def advance(*_: object) -> None:
+        nonlocal done
+        done += 1
+        speed = done / (time.perf_counter() - start)
+        progress.update(task, advance=1, speed=f"{speed:.1f} frames/s")
+
+    folder = options.out / name
+    try:
+        segment_video(segmenter, source, folder, classes, settings, options.overwrite, advance)
+    finally:
+        progress.remove_task(task)
+    seconds = time.perf_counter() - start
+    print(f"{folder}: {done} frames in {seconds:.1f} s ({done / seconds:.1f} frames/s)", flush=True)
+
+
+def _model(parser: argparse.ArgumentParser, options: argparse.Namespace) -> VideoSegmentor:
+    if options.random_weights:
+        if options.checkpoint is not None or options.model is None:
+            parser.error("--random-weights needs --model and goes without --checkpoint")
+        torch.manual_seed(0)
+        return create_model(options.model, options.num_classes or 124).eval()
+    if options.checkpoint is None:
+        parser.error(
+            "--checkpoint is missing: a model without trained weights labels at random "
+            "(add --random-weights to try just that)"
+        )
+    if options.num_classes is not None:
+        parser.error("--num-classes is for --random-weights; a checkpoint knows its classes")
+    return open_model(options.checkpoint, options.model)
+
+
+def _classes(model: VideoSegmentor, listed: Path | None) -> ClassTable:
+    if listed is not None:
+        table = read_classes(listed)
+        if len(table) != model.num_classes:
+            raise ValueError(
+                f"{listed} names {len(table)} classes, the model has {model.num_classes}"
+            )
+        return table
+    if model.class_names is not None:
+        return ClassTable(model.class_names, generated_colours(model.num_classes))
+    vspw = vspw_classes()
+    return vspw if len(vspw) == model.num_classes else numbered_classes(model.num_classes)
+
+
+def _device(parser: argparse.ArgumentParser, name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        parser.error(f"--device must be a device such as cpu or cuda:0, got {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {device}: PyTorch finds no CUDA device on this machine")
+    return device
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=True,
+        redirect_stderr=True,
+    )
+
+
+def _report(reason: object) -> None:
+    print(f"vss segment: {reason}", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vss segment",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("input", type=Path, metavar="INPUT", help="video file or folder, see above")
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="trained weights: last.pt or last.ckpt of a "
+        "training run, or a released file, which needs --model too",
+    )
+    add(
+        "--model",
+        choices=MODEL_NAMES,
+        metavar="NAME",
+        help="such as mrcfa_b1: the model of a released file; a check for other files",
+    )
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write")
+    add("--overwrite", action="store_true", help="replace the output of an earlier run")
+    add("--device", help="such as cpu or cuda:0; a GPU if there is one")
+    add(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(853, 480),
+        metavar=("LONG", "SHORT"),
+        help="pixels the frame's longer and shorter side are fitted into for the network; labels "
+        "have the frame's own size (default: 853 480)",
+    )
+    add(
+        "--offsets",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="frames of the references relative to "
+        "the labelled one, as in training (default: -9 -6 -3)",
+    )
+    add(
+        "--rate",
+        type=float,
+        metavar="FPS",
+        help="frames per second of the overlay (default: the "
+        "video's own, 15 for a folder of frames)",
+    )
+    add(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="classes.txt of the data set: names and colours of the classes",
+    )
+    add(
+        "--opacity",
+        type=float,
+        default=0.5,
+        help="share of the class colours in the overlay, 0..1 (default: 0.5)",
+    )
+    add("--no-overlay", action="store_true", help="write no overlay.mp4")
+    add("--no-labels", action="store_true", help="write no label images")
+    add("--random-weights", action="store_true", help="run --model untrained, to try the program")
+    add("--num-classes", type=int, metavar="K", help="classes for --random-weights (default: 124)")
+    return parser
