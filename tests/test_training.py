@@ -23,7 +23,7 @@ from vss_models.cli import main
 from vss_models.data import ClipTestDataset
 from vss_models.training import (
     EvaluationReport,
-    FramePredictor,
+    Evaluator,
     OptimizerSettings,
     SampleOverlays,
     SegmentationModule,
@@ -53,36 +53,20 @@ def random_model(name: str = "mrcfa_b1") -> VideoSegmentor:
 
 def clip_logits(model: VideoSegmentor, item: dict[str, Any]) -> torch.Tensor:
     """The definition: the whole clip through the model, or its one frame."""
-    if item["single_frame"]:
+    if item["single_frame"] and model.num_references:
         return model.single_frame(item["clip"])
     return model(item["clip"][None])
 
 
-@pytest.mark.parametrize("name", NAMES)
-@torch.no_grad()
-def test_frame_after_frame_equals_clip_by_clip(root: Path, name: str) -> None:
-    model = random_model(name)
-    data = make_data(root, offsets=PUBLISHED)
-    predictor = FramePredictor(model, PUBLISHED)
-    clips = data.evaluation_dataset("val")
-    frames = data.evaluation_dataset("val", single_frames=True)
-    # Both videos, so that the second one starts with nothing left of the first.
-    for number in (*range(18), 18, 19, 20, 21, 30):
-        if number == 30:
-            for missed in range(22, 30):
-                predictor(frames[missed]["clip"], frames[missed]["frame_index"])
-        item = frames[number]
-        logits = predictor(item["clip"], item["frame_index"])
-        expected = clip_logits(model, clips[number])
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
-
-
 def test_a_left_out_frame_is_noticed(root: Path) -> None:
-    predictor = FramePredictor(random_model(), PUBLISHED)
-    image = torch.zeros(1, 3, 96, 96)
-    predictor(image, 0)
-    with pytest.raises(ValueError, match=r"frame 5 needs the frames \[2, 4\]"):
-        predictor(image, 5)
+    data = make_data(root, offsets=PUBLISHED)
+    items = iter(data.test_dataloader())
+    evaluator = Evaluator(random_model(), PUBLISHED, data.class_table().names)
+    evaluator.reset("cpu")
+    evaluator.update(next(items))
+    next(items)
+    with pytest.raises(ValueError, match="expected frame 1 of val_0000, got frame 2"):
+        evaluator.update(next(items))
 
 
 def brute_force(model: VideoSegmentor, dataset: ClipTestDataset) -> dict[str, Any]:
@@ -137,16 +121,18 @@ def consistency(videos: list[list[tuple[np.ndarray, np.ndarray]]], window: int, 
     return float(np.mean(ratios))
 
 
-def test_evaluation_equals_brute_force(root: Path) -> None:
-    model = random_model()
-    dataset = make_data(root, offsets=PUBLISHED).evaluation_dataset("val")
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_equals_brute_force(root: Path, name: str) -> None:
+    model = random_model(name)
+    offsets = PUBLISHED if model.num_references else []
+    dataset = make_data(root, offsets=offsets).evaluation_dataset("val")
     report = evaluate(model, dataset)
     expected = brute_force(model, dataset)
     assert (report.num_videos, report.num_frames) == (2, 36)
     assert report.class_names == dataset.class_names
     # At a tie between two classes, float32 may decide either way; none occurs here.
-    for name in ("mean_iou", "weighted_iou", "pixel_accuracy"):
-        assert getattr(report, name) == pytest.approx(expected[name], abs=1e-9), name
+    for figure in ("mean_iou", "weighted_iou", "pixel_accuracy"):
+        assert getattr(report, figure) == pytest.approx(expected[figure], abs=1e-9), figure
     assert report.class_iou == pytest.approx(expected["class_iou"], abs=1e-9, nan_ok=True)
     for window in ("VC8", "VC16"):
         for kind in ("published", "corrected"):

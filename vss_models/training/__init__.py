@@ -2,7 +2,7 @@
 
 from vss_models.training.callbacks import RunCheckpoints, SampleOverlays
 from vss_models.training.data import VideoDataModule
-from vss_models.training.evaluate import Evaluator, FramePredictor, evaluate
+from vss_models.training.evaluate import Evaluator, evaluate
 from vss_models.training.module import SegmentationModule
 from vss_models.training.optim import OptimizerSettings, build_optimizer
 from vss_models.training.report import EvaluationReport
@@ -12,7 +12,6 @@ from vss_models.training.writer import ReportWriter, write_submission
 __all__ = [
     "EvaluationReport",
     "Evaluator",
-    "FramePredictor",
     "OptimizerSettings",
     "ReportWriter",
     "RunCheckpoints",

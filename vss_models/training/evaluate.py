@@ -9,69 +9,14 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from vss_kernels import upsample_argmax
-from vss_models.data import ClipTestDataset, check_offsets, evaluation_references
+from vss_models.data import ClipTestDataset
 from vss_models.metrics import DEFINITIONS, SegmentationMetrics, VideoConsistency
 from vss_models.segmentor import VideoSegmentor
+from vss_models.streaming import StreamingSegmenter
 from vss_models.training.report import EvaluationReport
 
 WINDOWS = (8, 16)
 """Window lengths, in frames, of the video consistency that is reported."""
-
-
-class FramePredictor:
-    """Logits of the frames of videos, given in order.
-
-    The references of a frame are those of :func:`vss_models.data.evaluation_references`; a frame
-    that has none gets its per-frame logits. What later frames need of a frame is kept, so that
-    every frame goes through the encoder once.
-
-    Args:
-        model: The model, in evaluation mode.
-        offsets: Frames of the references relative to the target, oldest first.
-
-    Raises:
-        ValueError: If the model needs another number of references.
-    """
-
-    def __init__(self, model: VideoSegmentor, offsets: Sequence[int]) -> None:
-        self.model = model
-        self.offsets = check_offsets(offsets)
-        if model.num_references and len(self.offsets) != model.num_references:
-            raise ValueError(
-                f"offsets must name the {model.num_references} references of this model, got "
-                f"{list(self.offsets)}"
-            )
-        self._references: dict[int, Any] = {}
-
-    def __call__(self, image: Tensor, frame_index: int) -> Tensor:
-        """Logits (1, K, h/4, w/4) of the next frame.
-
-        Args:
-            image: The normalised frame (1, 3, h, w).
-            frame_index: Its number in its video; 0 starts a new video.
-
-        Raises:
-            ValueError: If a frame was left out.
-        """
-        if frame_index == 0:
-            self._references.clear()
-        if self.model.num_references == 0:
-            return self.model.single_frame(image)
-        state = self.model.encode_frame(image)
-        wanted = evaluation_references(frame_index, self.offsets)
-        missing = [frame for frame in wanted if frame not in self._references]
-        if missing:
-            raise ValueError(
-                f"frame {frame_index} needs the frames {missing} before it; give all frames of a "
-                "video in order, from 0"
-            )
-        references = [self._references[frame] for frame in wanted]
-        self._references[frame_index] = state.reference
-        self._references.pop(frame_index + min(self.offsets), None)
-        if not wanted:
-            return self.model.head.classify(state.fused)
-        return self.model.decode(state, references)
 
 
 class Evaluator:
@@ -81,7 +26,8 @@ class Evaluator:
 
     Args:
         model: The model; it must be in evaluation mode while frames are given.
-        offsets: Frames of the references relative to the target, oldest first.
+        offsets: Frames of the references relative to the target, oldest first; a per-frame model
+            has no use for them.
         class_names: Names of the classes.
 
     Raises:
@@ -96,9 +42,14 @@ class Evaluator:
                 f"class_names must have one entry for each of the model's {model.num_classes} "
                 f"classes, got {len(class_names)}"
             )
+        if model.num_references and len(offsets) != model.num_references:
+            raise ValueError(
+                f"offsets must name the {model.num_references} references of this model, got "
+                f"{list(offsets)}"
+            )
         self.class_names = tuple(class_names)
-        self._predictor = FramePredictor(model, offsets)
-        self.reset("cpu")
+        self._model = model
+        self._offsets = tuple(offsets) if model.num_references else ()
 
     def reset(self, device: torch.device | str, consistency: bool = True) -> None:
         """Forgets all figures and collects the next ones.
@@ -106,7 +57,11 @@ class Evaluator:
         Args:
             device: Where the figures are kept.
             consistency: Whether to measure the video consistency too.
+
+        Raises:
+            ValueError: If the model is in training mode.
         """
+        self._stream = StreamingSegmenter(self._model, self._offsets)
         self._segmentation = SegmentationMetrics(len(self.class_names)).to(device)
         self._consistency = {
             (window, definition): VideoConsistency(window, definition).to(device)
@@ -126,11 +81,20 @@ class Evaluator:
 
         Returns:
             The predicted labels (H, W).
+
+        Raises:
+            ValueError: If a frame of the video was left out.
         """
-        image, labels = item["clip"][:, -1], item["labels"]
-        logits = self._predictor(image, item["frame_index"])
-        predicted = upsample_argmax(logits, labels.shape[-2:], through=image.shape[-2:])
         first = item["frame_index"] == 0
+        if first:
+            self._stream.reset()
+        if self._stream.num_frames != item["frame_index"]:
+            raise ValueError(
+                f"expected frame {self._stream.num_frames} of {item['video']}, got frame "
+                f"{item['frame_index']}; give all frames of a video in order"
+            )
+        labels = item["labels"]
+        predicted = self._stream.step(item["clip"][:, -1], labels.shape[-2:])
         self._segmentation.update(predicted, labels)
         for metric in self._consistency.values():
             metric.update(predicted, labels, new_video=first)
