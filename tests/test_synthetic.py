@@ -193,6 +193,22 @@ def test_a_failure_leaves_things_as_they_were(tmp_path, monkeypatch, existing):
     assert [path.name for path in tmp_path.iterdir()] == (["set"] if existing else [])
 
 
+def test_a_failed_swap_brings_the_old_data_set_back(tmp_path, monkeypatch):
+    root = make_synthetic_dataset(tmp_path / "set", **SMALL)
+    before = contents(tmp_path)
+    rename = Path.rename
+
+    def fail_for_the_new_one(path: Path, target: Path) -> Path:
+        if ".partial" in path.name:
+            raise OSError("disk full")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(OSError, match="disk full"):
+        make_synthetic_dataset(root, **SMALL, seed=1, overwrite=True)
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     "settings", [{"num_train": 0}, {"num_val": 0}, {"frames": 0}, {"size": (31, 64)}, {"seed": -1}]
 )
