@@ -1,0 +1,1 @@
+"""The commands of `vss` that are not the trainer's."""
