@@ -78,8 +78,8 @@ class RunCheckpoints(Checkpoint):
         self._saved_step = trainer.global_step
         # All processes take part: sharded strategies write together.
         if self.keep:
-            trainer.save_checkpoint(folder / f"step_{trainer.global_step}.ckpt")
-        trainer.save_checkpoint(root / LAST_CHECKPOINT)
+            trainer.save_checkpoint(folder / f"step_{trainer.global_step}.ckpt", weights_only=False)
+        trainer.save_checkpoint(root / LAST_CHECKPOINT, weights_only=False)
         if trainer.is_global_zero and self.keep:
             saved = sorted(folder.glob("step_*.ckpt"), key=lambda path: int(path.stem[5:]))
             for path in saved[: -self.keep]:
