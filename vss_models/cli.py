@@ -1,7 +1,7 @@
 """The `vss` command: train, evaluate and use the models.
 
-Each command imports what it needs when it is called, so that `vss segment` runs without the training
-packages and `vss --help` answers at once.
+Each command imports what it needs when it is called, so that `vss segment` runs without the
+training packages and `vss --help` answers at once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ usage: vss COMMAND [OPTIONS]
   validate     the validation of a training run, on its own
   segment      label a video or frames:   vss segment clip.mp4 --checkpoint last.pt --out FOLDER
   synthesize   make a synthetic data set: vss synthesize FOLDER
+  demo         all of this on made-up videos, on a plain CPU
   configs      list the configurations that come with the package
   info         operators, backends and versions
 
@@ -79,6 +80,10 @@ def _synthesize(command: str, options: list[str]) -> int:
     return _import("vss_models.commands.synthesize", "models").main(options)
 
 
+def _demo(command: str, options: list[str]) -> int:
+    return _import("vss_models.commands.demo", "train,dev").main(options)
+
+
 def _configs(command: str, options: list[str]) -> int:
     for name in _import("vss_models.training.configs", "train").config_names():
         print(name)
@@ -96,6 +101,7 @@ _COMMANDS: dict[str, Callable[[str, list[str]], int]] = {
     "test": _train,
     "segment": _segment,
     "synthesize": _synthesize,
+    "demo": _demo,
     "configs": _configs,
     "info": _info,
 }
