@@ -1,0 +1,98 @@
+"""Every Triton kernel compiles for the GPUs it is meant for, and fits on them; no GPU needed."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from tests.triton_launches import compile_launch, record_launches
+from vss_kernels import triton_support
+from vss_kernels.affinity import select_kernels
+from vss_kernels.affinity import triton_kernels as affinity_kernels
+from vss_kernels.attend import triton_kernels as attend_kernels
+
+pytestmark = pytest.mark.skipif(
+    triton_support.INTERPRETED, reason="TRITON_INTERPRET=1 leaves nothing to compile"
+)
+
+# What any kernel here may take: two blocks fit on a multiprocessor of an A100 or H100.
+SHARED_BYTES = 80 * 1024
+SPILLED_BYTES = 64
+
+KERNELS = {
+    "score_kernel",
+    "choose_kernel",
+    "affinity_kernel",
+    "target_gradient_kernel",
+    "row_gradient_kernel",
+    "place_rows_kernel",
+    "attend_kernel",
+    "affinity_gradient_kernel",
+    "value_row_gradient_kernel",
+}
+
+
+@pytest.fixture
+def float32_products(request):
+    """Sets how float32 products round, and puts it back."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = request.param
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def run_relation(dtype: torch.dtype, top: int = 5, channels: int = 128) -> None:
+    """The operators forward and backward at the sizes of MRCFA-B1 on 480x480, two clips."""
+    ops = torch.ops.vss_kernels
+    target = torch.empty(2, 3600, channels, dtype=dtype)
+    reference = torch.empty(2, 3, 225, channels, dtype=dtype)
+    index = ops.select_tokens(target, reference, 112, top)
+    affinity = ops.masked_affinity(target, reference, index)
+    ops.masked_affinity_backward(affinity, target, reference, index, [True, True])
+    value = torch.empty(2, 3, 225, 256, dtype=dtype)
+    out, statistics = ops.attend_selected(affinity, value, index)
+    ops.attend_selected_backward(out, affinity, statistics, value, index, [True, True])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "float32_products", "capability"),
+    [
+        (torch.float32, "ieee", 80),
+        (torch.bfloat16, "ieee", 90),
+        pytest.param(torch.float32, "ieee", 90, marks=pytest.mark.slow),
+        pytest.param(torch.float32, "tf32", 80, marks=pytest.mark.slow),
+        pytest.param(torch.float32, "tf32", 90, marks=pytest.mark.slow),
+        pytest.param(torch.float16, "ieee", 80, marks=pytest.mark.slow),
+    ],
+    indirect=["float32_products"],
+)
+@pytest.mark.usefixtures("float32_products")
+def test_relation_kernels(dtype, capability):
+    modules = (affinity_kernels, select_kernels, attend_kernels)
+    launches = record_launches(modules, lambda: run_relation(dtype))
+    assert {launch.kernel.__name__ for launch in launches} == KERNELS
+    for launch in launches:
+        used = compile_launch(launch, capability)
+        assert used.shared_bytes <= SHARED_BYTES, (launch.kernel.__name__, used)
+        assert used.spilled_bytes <= SPILLED_BYTES, (launch.kernel.__name__, used)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("top", "channels"), [(1, 8), (128, 512)])
+def test_relation_kernels_at_the_limits(top, channels):
+    modules = (affinity_kernels, select_kernels, attend_kernels)
+    for dtype in (torch.float16, torch.float32):
+        run = functools.partial(run_relation, dtype, top, channels)
+        for launch in record_launches(modules, run):
+            compile_launch(launch, 90)
+
+
+def test_sizes_are_ordinary_arguments():
+    """Another size must not mean another kernel, so no size may be a compile-time constant."""
+    for module in (affinity_kernels, select_kernels, attend_kernels):
+        for name, kernel in vars(module).items():
+            if name.endswith("_kernel"):
+                constants = {p.name for p in kernel.params if p.is_constexpr}
+                assert all(c.startswith("BLOCK_") or c in ("PRECISION", "TOP") for c in constants)

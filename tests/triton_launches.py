@@ -1,0 +1,117 @@
+"""Compiles Triton kernels ahead of time, in exactly the launches that an operator makes.
+
+No GPU is needed: kernels are replaced by recorders, the operator runs on CPU tensors, and what it
+would have launched is compiled for a named architecture.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+}
+
+
+class Launch(NamedTuple):
+    """One recorded launch."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+
+
+class Resources(NamedTuple):
+    """What a compiled kernel takes of a multiprocessor, and spills."""
+
+    registers: int
+    shared_bytes: int
+    spilled_bytes: int
+
+
+def record_launches(modules: Iterable[ModuleType], run: Callable[[], object]) -> list[Launch]:
+    """Runs ``run`` with the kernels of ``modules`` recording their launches instead of running."""
+    launches: list[Launch] = []
+
+    class Recorder:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def record(*args: Any, **kwargs: Any) -> None:
+                named = dict(zip(self.kernel.arg_names, args, strict=False))
+                launches.append(Launch(self.kernel, grid, {**named, **kwargs}))
+
+            return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            for name, value in list(vars(module).items()):
+                if name.endswith("_kernel"):
+                    patch.setattr(module, name, Recorder(value))
+        run()
+    return launches
+
+
+def compile_launch(launch: Launch, capability: int) -> Resources:
+    """Compiles a launch for ``sm_<capability>`` and returns what it uses."""
+    signature, constants, attributes = {}, {}, {}
+    for position, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        divisible = False
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+            constants[(position,)] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = _POINTERS[value.dtype]
+            divisible = True
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
+            divisible = value % 16 == 0 and not parameter.do_not_specialize
+        if divisible:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    options = {
+        name: value
+        for name, value in launch.arguments.items()
+        if name in ("num_warps", "num_stages")
+    }
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return Resources(
+        *_registers_and_spills(compiled.asm["ptx"], capability, compiled.metadata.shared)
+    )
+
+
+def _registers_and_spills(ptx: str, capability: int, shared: int) -> tuple[int, int, int]:
+    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    architecture = re.search(r"\.target (\w+)", ptx)
+    assert architecture is not None
+    assert str(capability) in architecture[1]
+    report = subprocess.run(
+        [assembler, "-v", f"--gpu-name={architecture[1]}", "-", "-o", "/dev/null"],
+        input=ptx,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    spills = sum(int(size) for size in re.findall(r"(\d+) bytes spill stores", report))
+    return int(re.findall(r"Used (\d+) registers", report)[0]), shared, spills
