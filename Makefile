@@ -21,7 +21,7 @@ install: .venv/installed
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) setuptools wheel ninja pybind11 torch torchvision triton numpy
-	$(PIP) --no-build-isolation -e '.[train,dev]'
+	$(PIP) --no-build-isolation -e '.[train,export,dev]'
 	$(BIN)/python -m vss_kernels.info
 	touch $@
 

@@ -18,6 +18,7 @@ usage: vss COMMAND [OPTIONS]
   test         evaluate a trained model:  vss test --config mrcfa_b1_vspw --checkpoint last.pt
   validate     the validation of a training run, on its own
   segment      label a video or frames:   vss segment clip.mp4 --checkpoint last.pt --out FOLDER
+  export       write a model for ONNX:    vss export --checkpoint last.pt --out model.onnx
   synthesize   make a synthetic data set: vss synthesize FOLDER
   demo         all of this on made-up videos, on a plain CPU
   configs      list the configurations that come with the package
@@ -76,6 +77,10 @@ def _segment(command: str, options: list[str]) -> int:
     return _import("vss_models.commands.segment", "models").main(options)
 
 
+def _export(command: str, options: list[str]) -> int:
+    return _import("vss_models.commands.export", "models").main(options)
+
+
 def _synthesize(command: str, options: list[str]) -> int:
     return _import("vss_models.commands.synthesize", "models").main(options)
 
@@ -100,6 +105,7 @@ _COMMANDS: dict[str, Callable[[str, list[str]], int]] = {
     "validate": _train,
     "test": _train,
     "segment": _segment,
+    "export": _export,
     "synthesize": _synthesize,
     "demo": _demo,
     "configs": _configs,
