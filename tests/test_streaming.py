@@ -179,6 +179,13 @@ def test_other_offsets() -> None:
     assert torch.equal(labels[-1], upsample_argmax(logits, (48, 85), through=size)[0])
 
 
+def test_the_offsets_a_model_was_trained_with_are_the_default() -> None:
+    model = tiny_model("mrcfa_b1", num_references=2)
+    model.reference_offsets = (-5, -1)
+    assert StreamingSegmenter(model).offsets == (-5, -1)
+    assert StreamingSegmenter(model, offsets=(-2, -1)).offsets == (-2, -1)
+
+
 def test_reset_starts_anew() -> None:
     stream = StreamingSegmenter(tiny_model("cffm_b1"), transform=TRANSFORM)
     frames = video(8, 48, 85)

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.tiny_training import NUM_CLASSES, OVERRIDES, make_data, make_dataset, make_module, run
 from vss_models import VideoSegmentor, create_model
-from vss_models.checkpoints import CheckpointError, save_model
+from vss_models.checkpoints import CheckpointError, open_model, save_model
 from vss_models.cli import main
 from vss_models.data import ClipTestDataset
 from vss_models.training import (
@@ -269,6 +269,12 @@ def test_training_lowers_the_loss_and_logs_it(root: Path, tmp_path: Path) -> Non
     images = events.Images("train/frame_truth_prediction")
     assert [image.step for image in images] == [12, 24]
     assert (images[0].width, images[0].height) == (3 * 96, 2 * 96)
+    for name in ("last.pt", "last.ckpt"):
+        trained = open_model(tmp_path / name)
+        assert trained.class_names == data.class_table().names
+        assert trained.class_colours == data.class_table().colours
+        assert trained.reference_offsets == tuple(PUBLISHED)
+        assert trained.frame_scale == data.evaluation_transform.scale
 
 
 def test_bfloat16_trains(root: Path, tmp_path: Path) -> None:

@@ -39,7 +39,13 @@ class VideoSegmentor(nn.Module):
     Attributes:
         num_classes: K.
         num_references: R, frames before the target in a clip; 0 for a per-frame model.
-        class_names: Names of the classes where they are known; stored in checkpoints.
+        class_names: Names of the classes.
+        class_colours: Their colours (red, green, blue), 0..255.
+        reference_offsets: The frames it looks back to, relative to the target, oldest first.
+        frame_scale: (long edge, short edge) in pixels that evaluation frames are fitted into.
+
+    The last four are None until they are known. Training sets them and checkpoints keep them, so
+    that a model can be used without its data set.
     """
 
     def __init__(
@@ -52,6 +58,9 @@ class VideoSegmentor(nn.Module):
         self.num_classes = head.num_classes
         self.num_references = head.num_references
         self.class_names: tuple[str, ...] | None = None
+        self.class_colours: tuple[tuple[int, int, int], ...] | None = None
+        self.reference_offsets: tuple[int, ...] | None = None
+        self.frame_scale: tuple[int, int] | None = None
 
     def forward(self, clip: Tensor) -> Tensor | ClipLogits:
         """Segments the last frame of each clip with the help of the others.

@@ -29,8 +29,9 @@ class StreamingSegmenter:
 
     Args:
         model: The model, in evaluation mode.
-        offsets: Frames of the references relative to the target, oldest first. None takes the
-            published (-9, -6, -3), or none at all for a per-frame model.
+        offsets: Frames of the references relative to the target, oldest first. None takes
+            those the model was trained with; where it does not know them, the published
+            (-9, -6, -3), or none at all for a per-frame model.
         transform: How uint8 frames become the network's input; None is the published recipe, which
             fits the frame into 853x480 and stretches its sides to multiples of 32.
 
@@ -52,6 +53,8 @@ class StreamingSegmenter:
     ) -> None:
         self.model = model
         self._check_mode()
+        if offsets is None:
+            offsets = model.reference_offsets
         if offsets is None:
             offsets = PUBLISHED_OFFSETS if model.num_references else ()
         self.offsets = check_offsets(offsets)

@@ -1,7 +1,7 @@
 """Weights in and out: released, Hugging Face and segmentation_models_pytorch files, and our own."""
 
 from .any_file import RUN_KEY, open_model
-from .own import build_model, describe_model, load_model, save_model
+from .own import build_model, describe_data, describe_model, load_model, save_model
 from .released import load_backbone, load_released, save_released, to_released
 from .report import CheckpointError, LoadReport, ShapeMismatch
 
@@ -11,6 +11,7 @@ __all__ = [
     "LoadReport",
     "ShapeMismatch",
     "build_model",
+    "describe_data",
     "describe_model",
     "load_backbone",
     "load_model",

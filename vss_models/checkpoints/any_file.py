@@ -57,7 +57,7 @@ def _build_from_run(path: str | os.PathLike[str], content: dict[str, Any]) -> Vi
             for key, value in content["state_dict"].items()
             if key.startswith(prefix)
         }
-        return build_model({"class_names": None, **content[RUN_KEY], "state_dict": state})
+        return build_model({**content[RUN_KEY], "state_dict": state})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} does not describe a model of this program: {error}"

@@ -16,6 +16,9 @@ from .report import CheckpointError
 FORMAT = "vss_models"
 FORMAT_VERSION = 1
 
+_OF_THE_DATA = ("class_names", "class_colours", "reference_offsets", "frame_scale")
+"""Attributes of a model that tell what it was trained on; see `VideoSegmentor`."""
+
 
 def save_model(
     model: VideoSegmentor,
@@ -52,9 +55,15 @@ def describe_model(
         "name": model.config.name,
         "num_classes": model.config.num_classes,
         "overrides": model.config.overrides,
-        "class_names": None if names is None else list(names),
+        **describe_data(model),
+        "class_names": names,
         "state_dict": model.state_dict(),
     }
+
+
+def describe_data(model: VideoSegmentor) -> dict[str, Any]:
+    """Returns what the model was trained on, in plain types."""
+    return {name: getattr(model, name) for name in _OF_THE_DATA}
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> VideoSegmentor:
@@ -65,7 +74,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         device: Where to put the model.
 
     Returns:
-        The model; `class_names` is set where the checkpoint has them.
+        The model; what it was trained on is set where the checkpoint says so.
 
     Raises:
         CheckpointError: If the file is no such checkpoint, is damaged, or is of a newer format.
@@ -99,9 +108,9 @@ def build_model(content: dict[str, Any]) -> VideoSegmentor:
         overrides["backbone_options"] = {**overrides["backbone_options"], "pretrained": False}
     model = create_model(content["name"], content["num_classes"], **overrides)
     model.load_state_dict(content["state_dict"])
-    names = content["class_names"]
-    model.class_names = None if names is None else tuple(names)
+    for name in _OF_THE_DATA:
+        setattr(model, name, content.get(name))
     return model.eval()
 
 
-__all__ = ["build_model", "describe_model", "load_model", "save_model"]
+__all__ = ["build_model", "describe_data", "describe_model", "load_model", "save_model"]

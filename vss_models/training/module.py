@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from vss_kernels import upsample_argmax
-from vss_models.checkpoints import load_backbone
+from vss_models.checkpoints import describe_data, load_backbone
 from vss_models.data import ClassTable, item_generator, numbered_classes
 from vss_models.heads.segformer import ClipLogits
 from vss_models.losses import ClipLoss
@@ -106,6 +106,9 @@ class SegmentationModule(pl.LightningModule):
             )
         self.classes = data.class_table()
         self.model.class_names = self.classes.names
+        self.model.class_colours = self.classes.colours
+        self.model.reference_offsets = tuple(data.offsets) if self.model.num_references else ()
+        self.model.frame_scale = data.evaluation_transform.scale
         self._evaluator = Evaluator(self.model, data.offsets, self.classes.names)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -202,7 +205,11 @@ class SegmentationModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the model was built with, in plain types."""
-        checkpoint[RUN_KEY] = {**self._built_with(), "batches_started": self._batches_started}
+        checkpoint[RUN_KEY] = {
+            **self._built_with(),
+            **describe_data(self.model),
+            "batches_started": self._batches_started,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that a run's checkpoint is of this model.
