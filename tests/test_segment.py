@@ -277,3 +277,24 @@ def test_segment_video_checks_the_classes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to write"):
         OutputSettings(overlay=False, labels=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_model_was_trained_on_is_the_default(tmp_path: Path) -> None:
+    """A checkpoint that knows its data gives the files that options by hand give."""
+    model = tiny_model(num_references=2)
+    source = make_folder(tmp_path / "frames", count=8)
+    by_hand = ["--offsets", "-3", "-1", *SIZE]
+    options = ["segment", str(source), "--device", "cpu", "--no-overlay"]
+    save_model(model, tmp_path / "plain.pt")
+    model.reference_offsets, model.frame_scale = (-3, -1), (96, 64)
+    model.class_colours = tuple((10 * index, 200, 0) for index in range(5))
+    save_model(model, tmp_path / "knowing.pt")
+    for name, more in (("plain", by_hand), ("knowing", [])):
+        chosen = ["--checkpoint", str(tmp_path / f"{name}.pt"), "--out", str(tmp_path / name)]
+        assert main([*options, *chosen, *more]) == 0
+    expected = read_labels(tmp_path / "plain" / "frames")
+    labels = read_labels(tmp_path / "knowing" / "frames")
+    assert len(labels) == 8
+    assert all(np.array_equal(labels[name], expected[name]) for name in expected)
+    with Image.open(tmp_path / "knowing" / "frames" / "labels" / "frame_0.png") as picture:
+        assert tuple(picture.getpalette()[:15]) == sum(model.class_colours, ())

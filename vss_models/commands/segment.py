@@ -77,7 +77,6 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     device = _device(parser, options.device)
     try:
         settings = OutputSettings(not options.no_overlay, not options.no_labels, options.opacity)
-        transform = EvaluationTransform(scale=tuple(options.size))
         if options.rate is not None:
             exact_rate(options.rate)
         inputs = find_inputs(options.input)
@@ -85,6 +84,8 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             check_apart(options.out / name, options.input)
         model = _model(parser, options)
         classes = _classes(model, options.classes)
+        scale = tuple(options.size) if options.size else model.frame_scale
+        transform = EvaluationTransform() if scale is None else EvaluationTransform(scale=scale)
         segmenter = StreamingSegmenter(model.to(device), options.offsets, transform)
     except ValueError as error:
         parser.error(str(error))
@@ -163,7 +164,8 @@ def _classes(model: VideoSegmentor, listed: Path | None) -> ClassTable:
             )
         return table
     if model.class_names is not None:
-        return ClassTable(model.class_names, generated_colours(model.num_classes))
+        colours = model.class_colours or generated_colours(model.num_classes)
+        return ClassTable(model.class_names, colours)
     vspw = vspw_classes()
     return vspw if len(vspw) == model.num_classes else numbered_classes(model.num_classes)
 
@@ -225,18 +227,17 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         type=int,
         nargs=2,
-        default=(853, 480),
         metavar=("LONG", "SHORT"),
         help="pixels the frame's longer and shorter side are fitted into for the network; labels "
-        "have the frame's own size (default: 853 480)",
+        "have the frame's own size (default: as in training, else 853 480)",
     )
     add(
         "--offsets",
         type=int,
         nargs="+",
         metavar="N",
-        help="frames of the references relative to "
-        "the labelled one, as in training (default: -9 -6 -3)",
+        help="frames of the references relative to the labelled one (default: as in training, else "
+        "-9 -6 -3)",
     )
     add(
         "--rate",

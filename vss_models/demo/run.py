@@ -96,7 +96,7 @@ def run_demo(
     with _timed(seconds, "segment a video"):
         video = _make_video(data, out / "street.mp4")
         options = ["--checkpoint", str(out / "mrcfa" / "last.pt"), "--out", str(out / "segmented")]
-        status = segment.main([str(video), *options, "--size", *map(str, settings.size[::-1])])
+        status = segment.main([str(video), *options])
         if status != 0:
             raise RuntimeError(f"vss segment ended with status {status}")
     return write_report(out, settings.seed, results, seconds)
