@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from vss_models.data import ClassTable
 from vss_models.data.vspw import IMAGE_SUFFIXES
+from vss_models.pipeline import ReadAhead, WriteBehind
 from vss_models.streaming import StreamingSegmenter
 from vss_models.video import FrameSource, VideoWriter
 from vss_models.visualize import Legend, overlay, write_label_png
@@ -44,6 +47,18 @@ class OutputSettings:
             raise ValueError("overlay and labels are both off: there is nothing to write")
         if not 0 <= self.opacity <= 1:
             raise ValueError(f"opacity must lie in 0..1, got {self.opacity}")
+
+
+class SegmentedVideo(NamedTuple):
+    """What became of a video's frames.
+
+    Attributes:
+        num_frames: Frames that were labelled.
+        num_dropped: Frames of a live source that were not, because newer ones had come.
+    """
+
+    num_frames: int
+    num_dropped: int
 
 
 def find_inputs(source: Path) -> dict[str, Path]:
@@ -115,12 +130,18 @@ def segment_video(
     settings: OutputSettings | None = None,
     overwrite: bool = False,
     on_frame: Callable[[np.ndarray, np.ndarray], None] | None = None,
-) -> int:
+) -> SegmentedVideo:
     """Labels a video and writes the result.
+
+    Decoding, the model and encoding overlap, on three threads. Every frame of a file is labelled.
+    Of a live source the newest frame is, and those that came in the meantime are dropped; it ends
+    with the source or with a KeyboardInterrupt.
 
     Writes `overlay.mp4`, the frames under the colours of their classes beside a legend, and
     `labels/<frame>.png`, palette files whose pixels are the classes, named as the frames of a
-    folder or numbered from 000000. If the video is damaged, what was decoded is written.
+    folder or numbered from 000000. If the video is damaged, what was decoded is written. Dropped
+    frames have no label file, and the overlay shows the next frame in their place, so that it plays
+    at the speed of the source.
 
     Args:
         segmenter: The model; it is reset before and after.
@@ -130,10 +151,10 @@ def segment_video(
         settings: What to write.
         overwrite: Whether the files of an earlier run in `folder` may be replaced. All of them are
             removed then, also those of frames that are no more.
-        on_frame: Called after each frame with the frame and its labels.
+        on_frame: Called after each frame with the frame and its labels, on another thread.
 
     Returns:
-        Number of frames.
+        How many frames were labelled and how many dropped.
 
     Raises:
         FileExistsError: If there are files of an earlier run and `overwrite` is not set.
@@ -177,21 +198,43 @@ def _run(
     writer: VideoWriter | None,
     legend: Legend | None,
     on_frame: Callable[[np.ndarray, np.ndarray], None] | None,
-) -> int:
+) -> SegmentedVideo:
     palette = classes.palette()
-    number = 0
-    for number, frame in enumerate(source, 1):
-        labels = segmenter.step(frame).cpu().numpy()
+    num_written = 0
+
+    def write(entry: tuple[int, np.ndarray, Tensor]) -> None:
+        nonlocal num_written
+        number, frame, result = entry
+        # On this thread, so that the model need not wait for a GPU's result to be copied.
+        labels = result.cpu().numpy()
         if settings.labels:
             names = source.frame_names
-            name = f"{number - 1:06d}" if names is None else names[number - 1]
+            name = f"{number:06d}" if names is None else names[number]
             write_label_png(folder / LABEL_FOLDER / f"{name}.png", labels, palette)
         if writer is not None and legend is not None:
             blended = overlay(frame, labels, palette, settings.opacity, ignore_index=None)
-            writer.write(np.hstack([blended, legend.draw(labels)]))
+            picture = np.hstack([blended, legend.draw(labels)])
+            while writer.num_frames <= number:
+                writer.write(picture)
+        num_written += 1
         if on_frame is not None:
             on_frame(frame, labels)
-    return number
+
+    num_read = num_dropped = 0
+    with (
+        WriteBehind(write) as written,
+        ReadAhead(source, newest_only=source.is_live) as frames,
+    ):
+        try:
+            for number, frame in frames:
+                num_dropped += number - num_read
+                num_read = number + 1
+                written((number, frame, segmenter.step(frame)))
+        except KeyboardInterrupt:
+            # The usual end of a live source, whose frames so far are the result.
+            if not source.is_live:
+                raise
+    return SegmentedVideo(num_written, num_dropped)
 
 
 def _frame_folder(folder: Path) -> Path | None:
@@ -205,4 +248,11 @@ def _frame_folder(folder: Path) -> Path | None:
     return None
 
 
-__all__ = ["OutputSettings", "check_apart", "find_inputs", "output_files", "segment_video"]
+__all__ = [
+    "OutputSettings",
+    "SegmentedVideo",
+    "check_apart",
+    "find_inputs",
+    "output_files",
+    "segment_video",
+]

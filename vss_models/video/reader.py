@@ -23,11 +23,11 @@ class VideoError(Exception):
     """A video that cannot be read to its end.
 
     Attributes:
-        path: The file.
+        path: The file, or the address of a live source.
         num_decoded: Frames that were read before the fault.
     """
 
-    def __init__(self, path: Path, num_decoded: int, reason: str) -> None:
+    def __init__(self, path: Path | str, num_decoded: int, reason: str) -> None:
         super().__init__(f"{path}: {reason}; {num_decoded} frames were decoded")
         self.path = path
         self.num_decoded = num_decoded
@@ -42,6 +42,7 @@ class FrameSource:
         size: (height, width) of the frames, upright.
         num_frames: Number of frames, or None where the file doesn't say.
         frame_names: Names of the frames of a folder, or None for a file.
+        is_live: Whether frames come at their own pace and are lost if they are not read in time.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class FrameSource:
     size: tuple[int, int]
     num_frames: int | None = None
     frame_names: tuple[str, ...] | None = None
+    is_live: bool = False
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yields each frame as uint8 RGB (H, W, 3).
@@ -159,7 +161,7 @@ class _VideoFile(FrameSource):
                     for frame in packet.decode():
                         if frame.is_corrupt:
                             raise VideoError(self.path, decoded, "a frame is damaged or cut off")
-                        image = _upright(frame)
+                        image = upright(frame)
                         size = size or image.shape[:2]
                         if image.shape[:2] != size:
                             raise VideoError(
@@ -191,7 +193,8 @@ class _VideoFile(FrameSource):
             )
 
 
-def _upright(frame: VideoFrame) -> np.ndarray:
+def upright(frame: VideoFrame) -> np.ndarray:
+    """Returns a decoded frame as uint8 RGB (H, W, 3), turned as its metadata says."""
     # The metadata gives counterclockwise degrees by which the picture is to be turned.
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
@@ -221,4 +224,4 @@ def _changed_size(new: tuple[int, ...], first: tuple[int, ...]) -> str:
     )
 
 
-__all__ = ["FOLDER_RATE", "FrameSource", "VideoError", "open_video"]
+__all__ = ["FOLDER_RATE", "FrameSource", "VideoError", "open_video", "upright"]
