@@ -29,7 +29,13 @@ def timer() -> float:
 
 @contextmanager
 def implementation_of(operators: Sequence[str], name: str) -> Iterator[None]:
-    """Forces the backend behind an implementation's name; ``compiled`` is compiled eager."""
+    """Forces the backend behind an implementation's name.
+
+    ``compiled`` is compiled eager; ``fused`` is what the operators of a chain choose by themselves.
+    """
+    if name.startswith("fused"):
+        yield
+        return
     backend = "eager" if name.startswith("compiled") else name.removesuffix(" graph")
     with vss_kernels.backend(backend, *operators):
         yield
@@ -95,8 +101,9 @@ class Measure:
             operator: Public name, or several joined by ``+`` when they form one chain.
             case: A name for the sizes.
             mode: One of :data:`MODES`.
-            implementation: A backend's name, ``compiled`` for torch.compile of eager, either with
-                `` graph`` appended for a CUDA graph's replay.
+            implementation: A backend's name, ``compiled`` for torch.compile of eager or ``fused``
+                for the operators' own choice, each with `` graph`` appended for a CUDA graph's
+                replay.
             check: Whether the accuracy rule of the tests is asserted first; a chain of operators
                 makes its own check.
         """
