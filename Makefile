@@ -29,7 +29,7 @@ demo: install
 	$(BIN)/vss demo --out demo --overwrite
 
 test: install
-	$(BIN)/python -m pytest --ignore tests/interpreter
+	$(BIN)/python -m pytest
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
 
 lint: install
