@@ -20,7 +20,8 @@ class PyramidFusion(nn.Module):
     A linear map and a bilinear resize commute, so the mode "projected" multiplies the two matrices
     of each level first, projects the level at its own size, and sums the resized results: the same
     map without the wide concatenation at 1/4. "concatenate" follows the definition step by step and
-    is there to compare against. Both use the same parameters (SegFormer, section 3.2).
+    is there to compare against. Both use the same parameters (SegFormer, section 3.2). "projected"
+    also multiplies the norm into the matrices in evaluation, where it does not follow the batch.
 
     Args:
         channels: Channels of the levels at 1/4, 1/8, 1/16 and 1/32.
@@ -42,11 +43,14 @@ class PyramidFusion(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Fuses the levels (N, C_i, H_i, W_i), largest first, into (N, E, H_1, W_1)."""
-        mixed = self._project(features) if self.mode == "projected" else self._concatenate(features)
-        return F.relu(self.norm(mixed))
+        if self.mode == "concatenate":
+            return F.relu(self.norm(self._concatenate(features)))
+        if self.norm.training:
+            return F.relu(self.norm(self._project(features, fold_norm=False)))
+        return F.relu(self._project(features, fold_norm=True))
 
-    def _project(self, features: Sequence[Tensor]) -> Tensor:
-        weights, bias = self._level_weights(features[0].device.type)
+    def _project(self, features: Sequence[Tensor], fold_norm: bool) -> Tensor:
+        weights, bias = self._level_weights(features[0].device.type, fold_norm)
         levels = []
         for level, (feature, weight) in enumerate(zip(features, weights, strict=True)):
             # A resize leaves constants as they are, so one level can carry all four biases.
@@ -55,7 +59,7 @@ class PyramidFusion(nn.Module):
             levels.append(projected.permute(0, 3, 1, 2))
         return fuse_pyramid(levels)
 
-    def _level_weights(self, device_type: str) -> tuple[list[Tensor], Tensor]:
+    def _level_weights(self, device_type: str, fold_norm: bool) -> tuple[list[Tensor], Tensor]:
         """Products of the mixing matrix with each level's matrix (E, C_i), and the bias (E,)."""
         # The concatenation starts with the smallest level.
         mixers = list(reversed(self.mix.weight.flatten(1).chunk(len(self.level_projections), 1)))
@@ -66,6 +70,12 @@ class PyramidFusion(nn.Module):
             ]
             weights = [mixer @ linear.weight for mixer, linear in pairs]
             bias = torch.stack([mixer @ linear.bias for mixer, linear in pairs]).sum(0)
+            if fold_norm:
+                norm = self.norm
+                mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+                scale = norm.weight * (variance + norm.eps).rsqrt()
+                weights = [scale[:, None] * weight for weight in weights]
+                bias = (bias - mean) * scale + norm.bias
         return weights, bias
 
     def _concatenate(self, features: Sequence[Tensor]) -> Tensor:
