@@ -13,6 +13,7 @@ from torch import Tensor
 from vss_kernels import upsample_argmax
 from vss_models.data.clips import PUBLISHED_OFFSETS, check_offsets, evaluation_references
 from vss_models.data.transforms import EvaluationTransform
+from vss_models.execution import FrameProgram
 from vss_models.segmentor import VideoSegmentor
 
 
@@ -34,6 +35,9 @@ class StreamingSegmenter:
             (-9, -6, -3), or none at all for a per-frame model.
         transform: How uint8 frames become the network's input; None is the published recipe, which
             fits the frame into 853x480 and stretches its sides to multiples of 32.
+        precision: "float32" or "bfloat16", see :class:`vss_models.execution.FrameProgram`.
+        compile: None, "inductor" or "cuda-graph", see there.
+        frame_size: (height, width) of uint8 frames to :meth:`warm_up` for at once.
 
     Attributes:
         model: The model.
@@ -42,7 +46,8 @@ class StreamingSegmenter:
         num_frames: Frames since the start or the latest :meth:`reset`.
 
     Raises:
-        ValueError: If the model is in training mode, or needs another number of references.
+        ValueError: If the model is in training mode or needs another number of references, or the
+            precision or the way to compile is unknown or not possible here.
     """
 
     def __init__(
@@ -50,9 +55,13 @@ class StreamingSegmenter:
         model: VideoSegmentor,
         offsets: Sequence[int] | None = None,
         transform: EvaluationTransform | None = None,
+        precision: str = "float32",
+        compile: str | None = None,
+        frame_size: tuple[int, int] | None = None,
     ) -> None:
         self.model = model
         self._check_mode()
+        self._program = FrameProgram(model, precision, compile)
         if offsets is None:
             offsets = model.reference_offsets
         if offsets is None:
@@ -66,12 +75,33 @@ class StreamingSegmenter:
         self.transform = EvaluationTransform() if transform is None else transform
         self._span = -min(self.offsets, default=0)
         self.reset()
+        if frame_size is not None:
+            self.warm_up(frame_size)
 
     def reset(self) -> None:
         """Forgets the video, so that the next frame starts a new one, of any size."""
         self.num_frames = 0
         self._shape: tuple[int, ...] | None = None
         self._history: deque[Any] = deque(maxlen=self._span)
+
+    @torch.inference_mode()
+    def warm_up(self, frame_size: tuple[int, int], batch: int = 1) -> None:
+        """Compiles and allocates for frames of a size now rather than at the first ones.
+
+        The video so far is not touched.
+
+        Args:
+            frame_size: (height, width) of the uint8 frames to come.
+            batch: Videos side by side.
+        """
+        images, _, _ = self._prepare(torch.zeros(batch, *frame_size, 3, dtype=torch.uint8))
+        # A CUDA graph is recorded in the second run and replayed from the third one on.
+        for _ in range(3):
+            logits, _ = self._program(images, [])
+            references = [self._program(images, [])[1] for _ in self.offsets]
+            if references:
+                logits, _ = self._program(images, references)
+            upsample_argmax(logits, frame_size, through=(images.shape[-2], images.shape[-1]))
 
     @torch.inference_mode()
     def step(self, frame: Tensor | np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
@@ -118,19 +148,11 @@ class StreamingSegmenter:
                 f"the network's input changed from {self._shape} to {tuple(images.shape)} in the "
                 "middle of a video; call reset() to start a new one"
             )
-        if not self.offsets:
-            logits = self.model.single_frame(images)
-        else:
-            state = self.model.encode_frame(images)
-            # The history ends with the frame before this one.
-            wanted = evaluation_references(self.num_frames, self.offsets)
-            references = [self._history[number - self.num_frames] for number in wanted]
-            logits = (
-                self.model.decode(state, references)
-                if references
-                else self.model.head.classify(state.fused)
-            )
-            self._history.append(state.reference)
+        # The history ends with the frame before this one.
+        wanted = evaluation_references(self.num_frames, self.offsets)
+        references = [self._history[number - self.num_frames] for number in wanted]
+        logits, kept = self._program(images, references)
+        self._history.append(kept)
         self._shape = tuple(images.shape)
         self.num_frames += 1
         return logits
