@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from vss_models.checkpoints import CheckpointError, open_model
+from vss_models.checkpoints import CheckpointError
+from vss_models.commands.model_options import add_model_options, chosen_model
 from vss_models.data import (
     ClassTable,
     EvaluationTransform,
@@ -28,6 +29,7 @@ from vss_models.data import (
     vspw_classes,
 )
 from vss_models.data.classes import generated_colours
+from vss_models.execution import CUDA_GRAPH, PRECISIONS
 from vss_models.inference import (
     OutputSettings,
     check_apart,
@@ -35,10 +37,9 @@ from vss_models.inference import (
     output_files,
     segment_video,
 )
-from vss_models.registry import MODEL_NAMES, create_model
 from vss_models.segmentor import VideoSegmentor
 from vss_models.streaming import StreamingSegmenter
-from vss_models.video import VideoError, exact_rate, open_video
+from vss_models.video import FrameSource, LiveSource, VideoError, exact_rate, open_video
 
 DESCRIPTION = """\
 Label every pixel of a video.
@@ -46,7 +47,12 @@ Label every pixel of a video.
 INPUT is a video file, a folder of frames, or a folder of such files and folders. For each video
 FOLDER/<video>/overlay.mp4 shows the frames under the colours of their classes, beside a legend, and
 FOLDER/<video>/labels/<frame>.png are palette images whose pixels are the classes.
+
+With --camera the frames come from a camera or a network stream until Ctrl-C. The newest frame is
+labelled; those that come meanwhile are dropped and counted. The output is in FOLDER/camera.
 """
+
+CAMERA = "camera"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,14 +85,14 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         settings = OutputSettings(not options.no_overlay, not options.no_labels, options.opacity)
         if options.rate is not None:
             exact_rate(options.rate)
-        inputs = find_inputs(options.input)
-        for name in inputs:
-            check_apart(options.out / name, options.input)
-        model = _model(parser, options)
+        inputs = _inputs(parser, options)
+        model = chosen_model(parser, options)
         classes = _classes(model, options.classes)
         scale = tuple(options.size) if options.size else model.frame_scale
         transform = EvaluationTransform() if scale is None else EvaluationTransform(scale=scale)
-        segmenter = StreamingSegmenter(model.to(device), options.offsets, transform)
+        segmenter = StreamingSegmenter(
+            model.to(device), options.offsets, transform, options.precision, options.compile
+        )
     except ValueError as error:
         parser.error(str(error))
     # Before the work of hours, not after it.
@@ -105,21 +111,43 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
                     _report(f"{options.out / name} holds the frames before the fault")
                 failures += 1
             except ValueError as error:
-                _report(f"{path}: {error}")
+                _report(f"{path or options.camera}: {error}")
                 failures += 1
     return 1 if failures else 0
+
+
+def _inputs(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> Mapping[str, Path | None]:
+    """The videos by name; None stands for the camera."""
+    if (options.input is None) == (options.camera is None):
+        parser.error("give either INPUT or --camera")
+    if options.camera is not None:
+        return {CAMERA: None}
+    if options.camera_format is not None:
+        parser.error("--camera-format is for --camera")
+    inputs = find_inputs(options.input)
+    for name in inputs:
+        check_apart(options.out / name, options.input)
+    return inputs
 
 
 def _segment(
     segmenter: StreamingSegmenter,
     name: str,
-    path: Path,
+    path: Path | None,
     classes: ClassTable,
     settings: OutputSettings,
     options: argparse.Namespace,
     progress: Progress,
 ) -> None:
-    source = open_video(path, options.rate)
+    source: FrameSource
+    if path is None:
+        source = LiveSource(options.camera, options.camera_format, options.rate)
+    else:
+        source = open_video(path, options.rate)
+    if options.compile is not None:
+        segmenter.warm_up(source.size)
     task = progress.add_task(name, total=source.num_frames, speed="")
     start = time.perf_counter()
     done = 0
@@ -132,27 +160,17 @@ def _segment(
 
     folder = options.out / name
     try:
-        segment_video(segmenter, source, folder, classes, settings, options.overwrite, advance)
+        result = segment_video(
+            segmenter, source, folder, classes, settings, options.overwrite, advance
+        )
     finally:
         progress.remove_task(task)
     seconds = time.perf_counter() - start
-    print(f"{folder}: {done} frames in {seconds:.1f} s ({done / seconds:.1f} frames/s)", flush=True)
-
-
-def _model(parser: argparse.ArgumentParser, options: argparse.Namespace) -> VideoSegmentor:
-    if options.random_weights:
-        if options.checkpoint is not None or options.model is None:
-            parser.error("--random-weights needs --model and goes without --checkpoint")
-        torch.manual_seed(0)
-        return create_model(options.model, options.num_classes or 124).eval()
-    if options.checkpoint is None:
-        parser.error(
-            "--checkpoint is missing: a model without trained weights labels at random "
-            "(add --random-weights to try just that)"
-        )
-    if options.num_classes is not None:
-        parser.error("--num-classes is for --random-weights; a checkpoint knows its classes")
-    return open_model(options.checkpoint, options.model)
+    dropped = f", {result.num_dropped} dropped" if source.is_live else ""
+    print(
+        f"{folder}: {done} frames in {seconds:.1f} s ({done / seconds:.1f} frames/s){dropped}",
+        flush=True,
+    )
 
 
 def _classes(model: VideoSegmentor, listed: Path | None) -> ClassTable:
@@ -206,23 +224,29 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("input", type=Path, metavar="INPUT", help="video file or folder, see above")
+    add("input", type=Path, nargs="?", metavar="INPUT", help="video file or folder, see above")
+    add("--camera", metavar="DEVICE_OR_URL", help="such as /dev/video0 or rtsp://host/stream")
     add(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="trained weights: last.pt or last.ckpt of a "
-        "training run, or a released file, which needs --model too",
-    )
-    add(
-        "--model",
-        choices=MODEL_NAMES,
+        "--camera-format",
         metavar="NAME",
-        help="such as mrcfa_b1: the model of a released file; a check for other files",
+        help="FFmpeg's input format of the device: v4l2, avfoundation or dshow",
     )
+    add_model_options(parser)
     add("--out", type=Path, required=True, metavar="FOLDER", help="where to write")
     add("--overwrite", action="store_true", help="replace the output of an earlier run")
     add("--device", help="such as cpu or cuda:0; a GPU if there is one")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the network's numbers; bfloat16 is faster on most GPUs (default: float32)",
+    )
+    add(
+        "--compile",
+        choices=("inductor", CUDA_GRAPH),
+        help="compile the network first, which takes minutes; cuda-graph also replays it on a GPU "
+        "without the cost of launching",
+    )
     add(
         "--size",
         type=int,
@@ -260,6 +284,4 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--no-overlay", action="store_true", help="write no overlay.mp4")
     add("--no-labels", action="store_true", help="write no label images")
-    add("--random-weights", action="store_true", help="run --model untrained, to try the program")
-    add("--num-classes", type=int, metavar="K", help="classes for --random-weights (default: 124)")
     return parser
