@@ -7,4 +7,11 @@ TORCH_LIBRARY(vss_kernels, m) {
   m.def(
       "focal_pool_backward(Tensor grad, Tensor x, Tensor weight, bool[3] needs) "
       "-> (Tensor, Tensor, Tensor)");
+  // What focal_attention runs on the CPU; the table lists each window's tokens, -1 for padding.
+  m.def(
+      "focal_attend(Tensor query, Tensor key_value, Tensor bias, Tensor table) "
+      "-> (Tensor out, Tensor log_sum_exp)");
+  m.def(
+      "focal_attend_backward(Tensor grad, Tensor query, Tensor key_value, Tensor bias, Tensor table, "
+      "Tensor log_sum_exp) -> (Tensor grad_query, Tensor grad_key_value, Tensor grad_bias)");
 }

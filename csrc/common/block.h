@@ -26,11 +26,12 @@
 
 // Marks the CPU function that runs one block. The compiler emits it for several instruction sets
 // and the loader picks the best one, so that a portable build still uses wide registers.
-// Sanitizer builds opt out: their run-time is not up yet when the loader picks.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__) && \
-    !defined(VSS_NO_CPU_CLONES)
+// They are the levels of x86-64 and not processors: "arch=haswell" would be picked on a Haswell and on
+// no later processor. Sanitizer builds opt out: their run-time is not up yet when the loader picks.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
+    !defined(__CUDACC__) && !defined(VSS_NO_CPU_CLONES)
 #define VSS_CPU_BLOCK \
-  __attribute__((flatten, target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+  __attribute__((flatten, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define VSS_CPU_BLOCK
 #endif

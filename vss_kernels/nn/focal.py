@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vss_kernels.focal.attention import focal_attention
+from vss_kernels.focal.attention import attend_tokens
 from vss_kernels.focal.geometry import (
     FocalGeometry,
     check_windows,
@@ -80,19 +80,25 @@ class FocalAttention(nn.Module):
         Returns:
             Map of shape (B, H, W, C), after the output projection.
         """
-        dim = target.shape[-1]
-        query, key, value = self._heads(self.qkv(target), 3)
+        height, width, dim = target.shape[1:]
+        windows = check_windows("FocalAttention", height, width, self.geometry)
+        sizes = [tuple(level.shape[1:3]) for level in pooled]
+        if sizes != self.geometry.pooled_cells(windows):
+            raise ValueError(
+                f"FocalAttention: pooled must have {self.geometry.pooled_cells(windows)} cells for "
+                f"a target of {height} x {width} positions, got {sizes}"
+            )
         # Pooled tokens are only looked at, so their queries are not computed.
-        weight, bias = self.qkv.weight[dim:], self.qkv.bias[dim:]
-        pairs = []
-        for level in pooled:
-            pooled_key, pooled_value = self._heads(F.linear(level, weight, bias), 2)
-            pairs.append((pooled_key, pooled_value))
-        attended = focal_attention(query, key, value, pairs, self.bias(), self.geometry)
+        tokens = torch.cat([level.flatten(1, 2) for level in (target, *pooled)], dim=1)
+        query = F.linear(target, self.qkv.weight[:dim], self.qkv.bias[:dim])
+        key_value = F.linear(tokens, self.qkv.weight[dim:], self.qkv.bias[dim:])
+        attended = attend_tokens(
+            query.unflatten(-1, (self.num_heads, -1)),
+            key_value.unflatten(-1, (2, self.num_heads, -1)),
+            self.bias(),
+            self.geometry,
+        )
         return self.proj(attended.flatten(-2))
-
-    def _heads(self, tokens: Tensor, count: int) -> tuple[Tensor, ...]:
-        return tokens.unflatten(-1, (count, self.num_heads, -1)).unbind(-3)
 
 
 class Mlp(nn.Module):

@@ -9,9 +9,10 @@ from torch import Tensor
 from vss_kernels.autocast import cast_inputs
 from vss_kernels.checks import check_same_kind, check_shape, check_tensor, describe
 from vss_kernels.focal.attention.op import operator
+from vss_kernels.focal.attention.tables import num_tokens
 from vss_kernels.focal.geometry import FocalGeometry, check_windows
 
-__all__ = ["focal_attention"]
+__all__ = ["attend_tokens", "focal_attention"]
 
 _NAME = "focal_attention"
 
@@ -84,5 +85,39 @@ def focal_attention(
     named = dict(zip(named, cast_inputs(*named.values()), strict=True))
     check_same_kind(_NAME, **named)
     query, key, value, bias, *rest = named.values()
-    pairs = list(zip(rest[::2], rest[1::2], strict=True))
-    return operator(query, key, value, pairs, bias, geometry)
+    pairs = [(key, value), *zip(rest[::2], rest[1::2], strict=True)]
+    return operator(query, pairs, bias, geometry)
+
+
+def attend_tokens(
+    query: Tensor, key_value: Tensor, bias: Tensor, geometry: FocalGeometry
+) -> Tensor:
+    """:func:`focal_attention` with all keys and values in one buffer, as one projection makes them.
+
+    Spares the fused backends the copies that collect separate maps into the buffer.
+
+    Args:
+        query: Queries of shape (B, H, W, heads, D), as for :func:`focal_attention`.
+        key_value: Keys and values of shape (B, N, 2, heads, D): the H * W tokens of the target,
+            row-major, then the tokens of each pooled map in turn.
+        bias: Added to the logits, shape (heads, window ** 2, L) with ``L = geometry.num_keys``.
+        geometry: Which keys a window sees.
+
+    Returns:
+        Tensor of shape (B, H, W, heads, D), contiguous, dtype of ``query``.
+
+    Raises:
+        TypeError: The dtypes are unsupported or differ.
+        ValueError: A shape does not fit, or the devices differ.
+    """
+    check_tensor(_NAME, "query", query, "B,H,W,heads,D")
+    check_tensor(_NAME, "key_value", key_value, "B,N,2,heads,D")
+    check_tensor(_NAME, "bias", bias, "heads,window**2,L")
+    batch, height, width, heads, dim = query.shape
+    windows = check_windows(_NAME, height, width, geometry)
+    tokens = num_tokens(geometry, windows)
+    check_shape(_NAME, "key_value", key_value, (batch, tokens, 2, heads, dim))
+    check_shape(_NAME, "bias", bias, (heads, geometry.window**2, geometry.num_keys))
+    query, key_value, bias = cast_inputs(query, key_value, bias)
+    check_same_kind(_NAME, query=query, key_value=key_value, bias=bias)
+    return operator(query, key_value, bias, geometry)

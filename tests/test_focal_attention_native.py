@@ -1,0 +1,252 @@
+"""focal_attention's key tables and native CPU kernel: accuracy, registration, layouts, memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vss_kernels
+from tests.definitions import stored_in_order
+from tests.precision import assert_as_accurate_as_eager
+from tests.test_focal_attention import GEOMETRIES, SMALL, make_inputs
+from vss_kernels import FocalGeometry, PooledLevel, focal_attention, native
+from vss_kernels.focal.attention import attend_tokens
+from vss_kernels.focal.attention.context import as_buffer
+from vss_kernels.focal.attention.op import geometry_settings
+from vss_kernels.focal.attention.tables import KEPT, LONGEST_ITEM, TableCache, invert, num_tokens
+from vss_kernels.focal.geometry import PADDING, key_table
+from vss_kernels.nn import FocalBlock
+
+pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
+
+CASES = {
+    "published": (FocalGeometry(), (2, 3), 2, 32),
+    "one window": (FocalGeometry(), (1, 1), 1, 4),
+    "widest heads": (SMALL, (2, 1), 1, 128),
+    "odd heads": (SMALL, (2, 3), 3, 21),
+    "largest window": (FocalGeometry(14, 7, (PooledLevel(3, 2),)), (1, 2), 1, 8),
+    "no ring, no pooled maps": (FocalGeometry(3, 0, ()), (2, 2), 2, 16),
+    "many references": (FocalGeometry(4, 2, tuple(PooledLevel(3, s) for s in range(1, 7))),
+                        (2, 2), 1, 8),
+}  # fmt: skip
+
+
+def flat_inputs(geometry, grid, heads, dim, dtype=torch.float32, batch=2):
+    """The function of separate tensors that the accuracy rule asks for, and its tensors."""
+    query, key, value, pooled, bias = make_inputs(geometry, grid, batch, heads, dim, dtype)
+
+    def run(query, key, value, bias, *rest):
+        pairs = list(zip(rest[::2], rest[1::2], strict=True))
+        return focal_attention(query, key, value, pairs, bias, geometry)
+
+    return run, (query, key, value, bias, *(tensor for pair in pooled for tensor in pair))
+
+
+def token_inputs(geometry, grid, heads=2, dim=8, batch=2):
+    query, key, value, pooled, bias = make_inputs(geometry, grid, batch, heads, dim)
+    return query, as_buffer([(key, value), *pooled]), bias
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_is_as_accurate_as_eager(case, dtype):
+    run, inputs = flat_inputs(*CASES[case], dtype)
+    assert_as_accurate_as_eager(run, inputs, "focal_attention", "native")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    # With a single key all gradients of logits are zero, and an error relative to them is noise.
+    geometry=GEOMETRIES.filter(lambda geometry: geometry.window > 1),
+    grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    heads=st.integers(1, 3),
+    dim=st.integers(1, 20),
+    batch=st.integers(0, 2),
+    orders=st.tuples(*[st.permutations(range(5))] * 3),
+)
+def test_any_geometry_size_and_layout(geometry, grid, heads, dim, batch, orders):
+    run, inputs = flat_inputs(geometry, grid, heads, dim, batch=batch)
+    inputs = [
+        *(stored_in_order(tensor, order) for tensor, order in zip(inputs[:3], orders, strict=True)),
+        *inputs[3:],
+    ]
+    assert_as_accurate_as_eager(run, inputs, "focal_attention", "native")
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(1, 30), width=st.integers(1, 30))
+def test_a_block_of_any_height_and_width(height, width):
+    torch.manual_seed(0)
+    block = FocalBlock(16, 2)
+    frames = torch.randn(1, height, width, 16), torch.randn(1, 3, height, width, 16)
+    with vss_kernels.backend("eager"):
+        expected = block(*frames)
+    torch.testing.assert_close(block(*frames), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_single_key_gets_everything():
+    geometry = FocalGeometry(1, 0, ())
+    query, key_value, bias = (t.requires_grad_() for t in token_inputs(geometry, (3, 2)))
+    attended = attend_tokens(query, key_value, bias, geometry)
+    torch.testing.assert_close(attended.flatten(1, 2), key_value[:, :, 1], rtol=1e-6, atol=1e-6)
+    grad_query, grad = torch.autograd.grad(attended.sum(), (query, key_value))
+    torch.testing.assert_close(grad_query, torch.zeros_like(query), rtol=0, atol=1e-5)
+    torch.testing.assert_close(grad[:, :, 1], torch.ones_like(grad[:, :, 1]), rtol=1e-6, atol=0)
+
+
+def test_logits_far_apart():
+    # Shares that vanish must not turn into NaN or leak into the sums.
+    run, inputs = flat_inputs(SMALL, (2, 2), 2, 8)
+    inputs = (inputs[0] * 10, inputs[1] * 10, *inputs[2:])
+    assert_as_accurate_as_eager(run, inputs, "focal_attention", "native")
+
+
+def test_nan_is_passed_on():
+    query, key_value, bias = token_inputs(SMALL, (1, 1))
+    query[0, 1, 2] = float("nan")
+    attended = attend_tokens(query, key_value, bias, SMALL)
+    assert attended[0, 1, 2].isnan().all()
+    assert attended.isnan().sum() == attended[0, 1, 2].numel()
+
+
+def test_registration():
+    query, key_value, bias = token_inputs(SMALL, (1, 2), dim=4, batch=1)
+    sizes = (1, 2, geometry_settings(SMALL))
+    for needs in ((True, True, True), (False, True, False)):
+        inputs = [
+            tensor.clone().requires_grad_(needed)
+            for tensor, needed in zip((query.flatten(1, 2), key_value, bias), needs, strict=True)
+        ]
+        torch.library.opcheck(torch.ops.vss_kernels.focal_attention.default, (*inputs, *sizes))
+    inputs = (query.flatten(1, 2), key_value, bias)
+    out, log_sum_exp = torch.ops.vss_kernels.focal_attention(*inputs, *sizes)
+    torch.library.opcheck(
+        torch.ops.vss_kernels.focal_attention_backward.default,
+        (torch.randn_like(out), *inputs, out, log_sum_exp, *sizes),
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+    )
+
+
+def test_results_are_contiguous_repeatable_and_leave_nothing_unwritten():
+    run, inputs = flat_inputs(FocalGeometry(), (2, 2), 2, 16)
+    leaves = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in inputs]
+    leaves = [tensor.requires_grad_() for tensor in leaves]
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    try:
+        results = []
+        for _ in range(2):
+            out = run(*leaves)
+            results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert results[0][0].is_contiguous()
+    for first, second in zip(*results, strict=True):
+        assert first.isfinite().all()
+        assert torch.equal(first, second)
+
+
+def test_compiles_without_graph_breaks_at_several_sizes():
+    compiled = torch.compile(attend_tokens, fullgraph=True, dynamic=True, backend="aot_eager")
+    for grid in ((5, 7), (3, 4)):
+        query, key_value, bias = token_inputs(SMALL, grid)
+        leaves = [tensor.requires_grad_() for tensor in (query, key_value, bias)]
+        expected = attend_tokens(*leaves, SMALL)
+        attended = compiled(*leaves, SMALL)
+        torch.testing.assert_close(attended, expected, rtol=0, atol=0)
+        grads = torch.autograd.grad(attended.sum(), leaves)
+        for have, want in zip(grads, torch.autograd.grad(expected.sum(), leaves), strict=True):
+            torch.testing.assert_close(have, want, rtol=0, atol=0)
+
+
+def test_a_second_derivative_is_refused():
+    query, key_value, bias = token_inputs(SMALL, (1, 1))
+    out = attend_tokens(query.requires_grad_(), key_value, bias, SMALL)
+    (grad,) = torch.autograd.grad(out.square().sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"focal_attention.*no second derivative"):
+        grad.sum().backward()
+
+
+def test_tables_made_in_inference_mode_serve_training():
+    geometry = FocalGeometry(3, 1, (PooledLevel(7, 1),))
+    inputs = token_inputs(geometry, (1, 3))
+    with torch.inference_mode():
+        attend_tokens(*inputs, geometry)
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    attend_tokens(*leaves, geometry).sum().backward()
+    assert all(leaf.grad.isfinite().all() for leaf in leaves)
+
+
+def test_a_broken_table_is_refused():
+    query, key_value, bias = token_inputs(SMALL, (1, 2))
+    table = key_table(SMALL, (1, 2))
+    for slot, position, message in ((0, -1, "holds -1"), (9, key_value.shape[1], "for slot 9")):
+        broken = table.clone()
+        broken[0, slot] = position
+        with pytest.raises(ValueError, match=message):
+            torch.ops.vss_kernels.focal_attend(query.flatten(1, 2), key_value, bias, broken)
+
+
+def test_float64_and_wrong_buffers_are_refused():
+    query, key_value, bias = token_inputs(SMALL, (1, 2))
+    with (
+        vss_kernels.backend("native"),
+        pytest.raises(vss_kernels.BackendError, match=r"focal_attention.*native.*float64"),
+    ):
+        attend_tokens(query.double(), key_value.double(), bias.double(), SMALL)
+    with pytest.raises(ValueError, match=r"key_value must have shape \(2, "):
+        attend_tokens(query, key_value[:, 1:], bias, SMALL)
+    with pytest.raises(TypeError, match=r"bias is torch\.float16"):
+        attend_tokens(query, key_value, bias.half(), SMALL)
+
+
+def test_both_entrances_agree():
+    query, key, value, pooled, bias = make_inputs(SMALL, (2, 2))
+    buffer = as_buffer([(key, value), *pooled])
+    for backend in ("eager", "native"):
+        with vss_kernels.backend(backend):
+            separate = focal_attention(query, key, value, pooled, bias, SMALL)
+            together = attend_tokens(query, buffer, bias, SMALL)
+        assert torch.equal(separate, together)
+
+
+@settings(max_examples=30, deadline=None)
+@given(geometry=GEOMETRIES, grid=st.tuples(st.integers(1, 5), st.integers(1, 4)))
+def test_inverse_table_lists_every_slot_once(geometry, grid):
+    table = key_table(geometry, grid).numpy()
+    tokens = num_tokens(geometry, grid)
+    inverse = invert(table, tokens)
+    owned = inverse.tokens[inverse.tokens != PADDING]
+    assert sorted(owned.tolist()) == list(range(tokens))
+    found, parts = [], set()
+    for tile, first, end, part in inverse.items.tolist():
+        assert end - first <= LONGEST_ITEM
+        if part != PADDING:
+            parts.add(part)
+            row = next(row for row in inverse.sums.tolist() if row[0] == tile)
+            assert row[1] <= part < row[2]
+        for entry in range(first, end):
+            window = int(inverse.windows[entry])
+            for token, slot in zip(
+                inverse.tokens[tile].tolist(), inverse.slots[entry].tolist(), strict=True
+            ):
+                if slot != PADDING:
+                    assert table[window, slot] == token
+                    found.append((window, slot))
+    assert sorted(found) == list(zip(*np.nonzero(table != PADDING), strict=True))
+    assert parts == set(range(inverse.num_parts))
+
+
+def test_tables_are_kept_within_a_bound():
+    built = []
+    cache = TableCache(lambda geometry, grid, device: built.append(grid) or grid)
+    geometry, device = FocalGeometry(), torch.device("cpu")
+    for number in range(1, KEPT + 2):
+        assert cache.get(geometry, (number, 1), device) == (number, 1)
+        assert cache.get(geometry, (1, 1), device) == (1, 1)  # used again and again, so kept
+    assert len(cache) == KEPT
+    assert len(built) == KEPT + 1
+    cache.get(geometry, (2, 1), device)  # the one that was dropped
+    assert len(built) == KEPT + 2

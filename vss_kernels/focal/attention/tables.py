@@ -1,0 +1,193 @@
+"""Key tables and their inverse, kept per geometry, grid of windows and device.
+
+The key table lists, for each window, the tokens it looks at. Its inverse lists, for each token, the
+windows that look at it, so that the gradient of a key or value is gathered by whoever owns the
+token instead of being scattered with atomics.
+
+The inverse is laid out for a kernel that owns a *tile* of :data:`TILE` tokens: tokens seen by the
+same windows share a tile, and the tile lists those windows, with the slot that each of its tokens
+has there. Tiles with many windows are split into several *items* of work, whose results are added
+up in a fixed order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vss_kernels.focal.geometry import PADDING, FocalGeometry, key_table
+
+TILE = 16
+"""Tokens in a tile: the smallest side of a tensor core's product."""
+
+LONGEST_ITEM = 12
+"""Windows that one item of work visits."""
+
+KEPT = 32
+"""Tables of each kind that are kept; a published model needs one."""
+
+Table = TypeVar("Table")
+
+
+@dataclass(frozen=True)
+class InverseTable:
+    """Who looks at each token; all int32.
+
+    Attributes:
+        tokens: (tiles, TILE) tokens of each tile, :data:`PADDING` where it has fewer.
+        windows: (entries,) windows that look at a tile, tile after tile.
+        slots: (entries, TILE) each token's slot in that window, :data:`PADDING` where it has none.
+            A token with several slots in one window has several entries.
+        items: (items, 4) the tile of an item of work, its first entry, the end of its entries, and
+            where its partial sum goes: :data:`PADDING` if it is the tile's only item and so
+            writes the result itself.
+        sums: (split tiles, 3) a tile with several items, its first partial sum, the end of them.
+        num_parts: Number of partial sums.
+    """
+
+    tokens: Tensor
+    windows: Tensor
+    slots: Tensor
+    items: Tensor
+    sums: Tensor
+    num_parts: int
+
+
+def invert(table: np.ndarray, num_tokens: int) -> InverseTable:
+    """Inverts a key table (windows, L) over ``num_tokens`` tokens; the result is on the CPU."""
+    window_of, slot_of = np.nonzero(table != PADDING)
+    token_of = table[window_of, slot_of]
+    order = np.lexsort((slot_of, window_of, token_of))
+    window_of, slot_of, token_of = window_of[order], slot_of[order], token_of[order]
+    bounds = np.searchsorted(token_of, np.arange(num_tokens + 1))
+    seen_by = [
+        tuple(window_of[bounds[token] : bounds[token + 1]].tolist()) for token in range(num_tokens)
+    ]
+    # Tokens with the same windows become neighbours, whatever map they belong to.
+    ranked = sorted(range(num_tokens), key=lambda token: (seen_by[token], token))
+    tiles = [ranked[first : first + TILE] for first in range(0, num_tokens, TILE)]
+    tokens = np.full((len(tiles), TILE), PADDING, np.int32)
+    windows: list[int] = []
+    slots: list[np.ndarray] = []
+    items: list[tuple[int, int, int, int]] = []
+    sums: list[tuple[int, int, int]] = []
+    num_parts = 0
+    for number, tile in enumerate(tiles):
+        tokens[number, : len(tile)] = tile
+        entries: dict[tuple[int, int], np.ndarray] = {}
+        for place, token in enumerate(tile):
+            visits: dict[int, int] = {}
+            for index in range(bounds[token], bounds[token + 1]):
+                window = int(window_of[index])
+                repeat = visits[window] = visits.get(window, -1) + 1
+                row = entries.setdefault((window, repeat), np.full(TILE, PADDING, np.int32))
+                row[place] = slot_of[index]
+        first = len(windows)
+        for (window, _), row in sorted(entries.items(), key=lambda entry: entry[0]):
+            windows.append(window)
+            slots.append(row)
+        starts = list(range(first, len(windows), LONGEST_ITEM)) or [first]
+        split = len(starts) > 1
+        for start in starts:
+            part = num_parts if split else PADDING
+            items.append((number, start, min(start + LONGEST_ITEM, len(windows)), part))
+            num_parts += split
+        if split:
+            sums.append((number, num_parts - len(starts), num_parts))
+    return InverseTable(
+        torch.from_numpy(tokens),
+        torch.tensor(windows, dtype=torch.int32),
+        torch.from_numpy(np.array(slots, np.int32).reshape(-1, TILE)),
+        torch.tensor(items, dtype=torch.int32).reshape(-1, 4),
+        torch.tensor(sums, dtype=torch.int32).reshape(-1, 3),
+        num_parts,
+    )
+
+
+class TableCache(Generic[Table]):
+    """The most recently used tables of one kind.
+
+    A table is built and copied to its device once; later calls return it without waiting for the
+    device. A CUDA graph holds the addresses of the tables it was captured with, so a table handed
+    out during a capture is kept for good, and none can be built then.
+    """
+
+    def __init__(self, build: Callable[[FocalGeometry, tuple[int, int], torch.device], Table]):
+        self._build = build
+        self._kept: OrderedDict[tuple[FocalGeometry, tuple[int, int], torch.device], Table]
+        self._kept = OrderedDict()
+        self._captured: dict[tuple[FocalGeometry, tuple[int, int], torch.device], Table] = {}
+        self._lock = threading.Lock()
+
+    def get(self, geometry: FocalGeometry, grid: tuple[int, int], device: torch.device) -> Table:
+        """Returns the table for a grid of windows on a device.
+
+        Raises:
+            RuntimeError: A CUDA graph is being captured and the table has not been built before.
+        """
+        key = (geometry, grid, device)
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        with self._lock:
+            table = self._kept.get(key)
+            if table is None:
+                table = self._captured.get(key)
+            if table is None:
+                if capturing:
+                    raise RuntimeError(
+                        "focal_attention: the key table of this size is not built yet and "
+                        "cannot be while a CUDA graph is captured; run the same size once before"
+                    )
+                if len(self._kept) >= KEPT:
+                    self._drop_oldest()
+                with torch.inference_mode(False):  # it may serve a training step later
+                    table = self._build(geometry, grid, device)
+            self._kept[key] = table
+            self._kept.move_to_end(key)
+            if capturing:
+                self._captured[key] = table
+            return table
+
+    def _drop_oldest(self) -> None:
+        (_, _, device), _ = next(iter(self._kept.items()))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # other streams may still be reading it
+        self._kept.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+def _build_keys(geometry: FocalGeometry, grid: tuple[int, int], device: torch.device) -> Tensor:
+    return key_table(geometry, grid).to(device)
+
+
+def _build_inverse(
+    geometry: FocalGeometry, grid: tuple[int, int], device: torch.device
+) -> InverseTable:
+    found = invert(key_table(geometry, grid).numpy(), num_tokens(geometry, grid))
+    return InverseTable(
+        found.tokens.to(device),
+        found.windows.to(device),
+        found.slots.to(device),
+        found.items.to(device),
+        found.sums.to(device),
+        found.num_parts,
+    )
+
+
+def num_tokens(geometry: FocalGeometry, grid: tuple[int, int]) -> int:
+    """Tokens of the map and of all pooled maps together, for a grid of windows."""
+    rows, columns = grid
+    positions = rows * columns * geometry.window**2
+    return positions + sum(cells * width for cells, width in geometry.pooled_cells(grid))
+
+
+key_tables: TableCache[Tensor] = TableCache(_build_keys)
+inverse_tables: TableCache[InverseTable] = TableCache(_build_inverse)
