@@ -114,7 +114,7 @@ def test_nan_is_passed_on():
 
 def test_registration():
     query, key_value, bias = token_inputs(SMALL, (1, 2), dim=4, batch=1)
-    sizes = (1, 2, geometry_settings(SMALL))
+    sizes = (1, 2, geometry_settings(SMALL), False)
     for needs in ((True, True, True), (False, True, False)):
         inputs = [
             tensor.clone().requires_grad_(needed)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vss_kernels import native
+from vss_kernels import native, triton_support
 from vss_kernels.autocast import without_autocast
 from vss_kernels.autograd import forbid_second_derivative
 from vss_kernels.backends import Implementation, Operator, always
-from vss_kernels.focal.attention import eager
+from vss_kernels.focal.attention import eager, launch
 from vss_kernels.focal.attention.context import Context, as_buffer, as_maps
-from vss_kernels.focal.attention.tables import key_tables
+from vss_kernels.focal.attention.tables import inverse_tables, key_tables
 from vss_kernels.focal.geometry import FocalGeometry, PooledLevel
 
 
@@ -42,10 +42,13 @@ def focal_attention(
     rows: int,
     columns: int,
     settings: list[int],
+    use_triton: bool,
 ) -> tuple[Tensor, Tensor]:
     """Attends from queries (B,Q,heads,D) to a buffer (B,N,2,heads,D); also the log-sum-exp."""
     geometry = _geometry(settings)
     table = key_tables.get(geometry, (rows, columns), query.device)
+    if use_triton:
+        return launch.attend(query, key_value, bias, table)
     return torch.ops.vss_kernels.focal_attend(query, key_value, bias, table)
 
 
@@ -60,10 +63,16 @@ def focal_attention_backward(
     rows: int,
     columns: int,
     settings: list[int],
+    use_triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key_value and bias."""
     geometry = _geometry(settings)
     table = key_tables.get(geometry, (rows, columns), query.device)
+    if use_triton:
+        inverse = inverse_tables.get(geometry, (rows, columns), query.device)
+        return launch.attend_backward(
+            grad, query, key_value, bias, out, log_sum_exp, table, inverse
+        )
     return torch.ops.vss_kernels.focal_attend_backward(
         grad, query, key_value, bias, table, log_sum_exp
     )
@@ -71,9 +80,9 @@ def focal_attention_backward(
 
 @focal_attention.register_fake
 def _(
-    query: Tensor, key_value: Tensor, bias: Tensor, rows: int, columns: int, settings: list[int]
+    query: Tensor, key_value: Tensor, bias: Tensor, rows: int, columns: int, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    batch, _, heads, _ = query.shape
+    batch, heads = query.shape[0], query.shape[2]
     log_sum_exp = query.new_empty(batch, heads, rows * columns, bias.shape[1], dtype=torch.float32)
     return query.new_empty(query.shape), log_sum_exp
 
@@ -88,7 +97,8 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key_value, bias, *ctx.sizes = inputs
+    query, key_value, bias, rows, columns, settings, use_triton = inputs
+    ctx.sizes = (rows, columns, settings, use_triton)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(query, key_value, bias, *output)
@@ -96,28 +106,46 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 6
+        return (None,) * 7
     grads = torch.ops.vss_kernels.focal_attention_backward(grad, *ctx.saved_tensors, *ctx.sizes)
     needed = ctx.needs_input_grad[:3]
-    return (*(g if need else None for g, need in zip(grads, needed, strict=True)), None, None, None)
+    return (*(g if need else None for g, need in zip(grads, needed, strict=True)), *(None,) * 4)
 
 
 focal_attention.register_autograd(_backward, setup_context=_setup_context)
 forbid_second_derivative("focal_attention")
 
 
-def _run_fused(query: Tensor, context: Context, bias: Tensor, geometry: FocalGeometry) -> Tensor:
+def _run_fused(
+    query: Tensor, context: Context, bias: Tensor, geometry: FocalGeometry, use_triton: bool
+) -> Tensor:
     side = geometry.window
     rows, columns = query.shape[1] // side, query.shape[2] // side
+    sizes = (rows, columns, geometry_settings(geometry), use_triton)
     attended, _ = torch.ops.vss_kernels.focal_attention(
-        query.flatten(1, 2), as_buffer(context), bias, rows, columns, geometry_settings(geometry)
+        query.flatten(1, 2), as_buffer(context), bias, *sizes
     )
     return attended.view(query.shape)
+
+
+def _run_triton(query: Tensor, context: Context, bias: Tensor, geometry: FocalGeometry) -> Tensor:
+    return _run_fused(query, context, bias, geometry, use_triton=True)
+
+
+def _run_native(query: Tensor, context: Context, bias: Tensor, geometry: FocalGeometry) -> Tensor:
+    return _run_fused(query, context, bias, geometry, use_triton=False)
 
 
 def _run_eager(query: Tensor, context: Context, bias: Tensor, geometry: FocalGeometry) -> Tensor:
     (key, value), *pooled = as_maps(context, query.shape[1], query.shape[2], geometry)
     return eager.focal_attention(query, key, value, pooled, bias, geometry)
+
+
+def _triton_can_run(query: Tensor, *_: Any) -> str | None:
+    reason = triton_support.refuses(query)
+    if reason is None and query.shape[-1] > launch.LARGEST_DIM:
+        reason = f"it takes at most {launch.LARGEST_DIM} channels a head, not {query.shape[-1]}"
+    return reason
 
 
 def _native_can_run(query: Tensor, *_: Any) -> str | None:
@@ -129,7 +157,8 @@ def _native_can_run(query: Tensor, *_: Any) -> str | None:
 operator = Operator(
     "focal_attention",
     [
-        Implementation("native", _run_fused, _native_can_run, native.problem),
+        Implementation("triton", _run_triton, _triton_can_run, triton_support.problem),
+        Implementation("native", _run_native, _native_can_run, native.problem),
         Implementation("eager", without_autocast(_run_eager), always, always),
     ],
 )

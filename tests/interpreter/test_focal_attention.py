@@ -1,0 +1,152 @@
+"""focal_attention in Triton: answers, gradients, registration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import vss_kernels
+from tests.definitions import stored_in_order
+from tests.interpreter.machine import DEVICE, DTYPES
+from tests.precision import assert_as_accurate_as_eager
+from tests.test_focal_attention import SMALL, make_inputs
+from vss_kernels import FocalGeometry, PooledLevel, focal_attention
+from vss_kernels.focal.attention import attend_tokens
+from vss_kernels.focal.attention.context import as_buffer
+from vss_kernels.focal.attention.op import geometry_settings
+from vss_kernels.focal.attention.tables import LONGEST_ITEM, inverse_tables
+
+# geometry, grid of windows, clips, heads, channels of a head
+CASES = {
+    "published": (FocalGeometry(), (1, 2), 1, 1, 32),
+    "many windows": (SMALL, (3, 5), 1, 1, 8),
+    "several heads and clips": (SMALL, (2, 2), 2, 2, 4),
+    "odd and wide heads": (SMALL, (1, 2), 1, 2, 97),
+    "several tiles of queries": (FocalGeometry(9, 0, (PooledLevel(1, 1),)), (1, 1), 1, 1, 16),
+    "unseen cells": (FocalGeometry(3, 1, (PooledLevel(1, 3),)), (2, 2), 1, 1, 16),
+    "no ring, no pooled maps": (FocalGeometry(2, 0, ()), (1, 2), 1, 1, 16),
+    "empty batch": (SMALL, (1, 2), 0, 2, 8),
+}
+
+
+@pytest.fixture(autouse=True)
+def _triton():
+    with vss_kernels.backend("triton", "focal_attention"):
+        yield
+
+
+def flat_inputs(geometry, grid, batch, heads, dim, dtype=torch.float32):
+    query, key, value, pooled, bias = make_inputs(geometry, grid, batch, heads, dim, dtype)
+
+    def run(query, key, value, bias, *rest):
+        pairs = list(zip(rest[::2], rest[1::2], strict=True))
+        return focal_attention(query, key, value, pairs, bias, geometry)
+
+    flat = (query, key, value, bias, *(tensor for pair in pooled for tensor in pair))
+    return run, tuple(tensor.to(DEVICE) for tensor in flat)
+
+
+def token_inputs(geometry, grid, heads=1, dim=8, batch=1) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value, pooled, bias = make_inputs(geometry, grid, batch, heads, dim)
+    buffer = as_buffer([(key, value), *pooled])
+    return query.to(DEVICE), buffer.to(DEVICE), bias.to(DEVICE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_is_as_accurate_as_eager(case, dtype):
+    run, inputs = flat_inputs(*CASES[case], dtype)
+    assert_as_accurate_as_eager(run, inputs, "focal_attention", "triton")
+
+
+def test_some_tiles_are_shared_by_several_items():
+    # So that the cases above reach the sum of partial results.
+    geometry, grid, *_ = CASES["many windows"]
+    inverse = inverse_tables.get(geometry, grid, torch.device(DEVICE))
+    assert inverse.num_parts > 0
+    assert max((inverse.items[:, 2] - inverse.items[:, 1]).tolist()) == LONGEST_ITEM
+
+
+def test_permuted_inputs():
+    run, inputs = flat_inputs(SMALL, (2, 1), 2, 2, 8)
+    orders = ((4, 3, 2, 1, 0), (0, 3, 1, 2, 4), (1, 2, 4, 0, 3))
+    permuted = [
+        stored_in_order(tensor, order) for tensor, order in zip(inputs[:3], orders, strict=True)
+    ]
+    assert_as_accurate_as_eager(run, (*permuted, *inputs[3:]), "focal_attention", "triton")
+
+
+def test_a_buffer_with_gaps():
+    query, key_value, bias = token_inputs(SMALL, (1, 2), heads=2)
+    spread = torch.stack([key_value, key_value + 1], dim=3)[:, :, :, 0]  # strides of a larger one
+    assert not spread.is_contiguous()
+    assert_as_accurate_as_eager(
+        lambda *tensors: attend_tokens(*tensors, SMALL),
+        (query, spread, bias),
+        "focal_attention",
+        "triton",
+    )
+
+
+def test_registration():
+    query, key_value, bias = token_inputs(FocalGeometry(2, 1, (PooledLevel(1, 1),)), (1, 1), dim=4)
+    sizes = (1, 1, geometry_settings(FocalGeometry(2, 1, (PooledLevel(1, 1),))), True)
+    inputs = [tensor.requires_grad_() for tensor in (query.flatten(1, 2), key_value, bias)]
+    torch.library.opcheck(torch.ops.vss_kernels.focal_attention.default, (*inputs, *sizes))
+
+
+def test_results_are_repeatable_and_leave_nothing_unwritten():
+    run, inputs = flat_inputs(SMALL, (3, 4), 1, 1, 8)
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    try:
+        results = []
+        for _ in range(2):
+            out = run(*leaves)
+            results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for first, second in zip(*results, strict=True):
+        assert first.isfinite().all()
+        assert torch.equal(first, second)
+
+
+def test_too_many_channels_are_refused():
+    run, inputs = flat_inputs(SMALL, (1, 1), 1, 1, 129)
+    with pytest.raises(vss_kernels.BackendError, match="at most 128 channels a head, not 129"):
+        run(*inputs)
+
+
+@pytest.mark.gpu
+def test_runs_inside_a_cuda_graph():
+    query, key_value, bias = token_inputs(FocalGeometry(), (3, 2), heads=2, dim=32)
+    leaves = [tensor.requires_grad_() for tensor in (query, key_value, bias)]
+
+    def step():
+        out = attend_tokens(*leaves, FocalGeometry())
+        return out, *torch.autograd.grad(out.sum(), leaves)
+
+    expected = step()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    for have, want in zip(captured, expected, strict=True):
+        torch.testing.assert_close(have, want, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_an_unknown_size_inside_a_cuda_graph_is_named():
+    geometry = FocalGeometry(3, 1, (PooledLevel(3, 5),))
+    inputs = token_inputs(geometry, (1, 5))
+    with (
+        pytest.raises(RuntimeError, match="run the same size once before"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        attend_tokens(*inputs, geometry)

@@ -1,0 +1,277 @@
+"""Triton kernels of focal_attention's gradients, without atomics. Names as in triton_kernels.py.
+
+All of them compute a tile's softmax again from the saved log-sum-exp. The gradient of the logits is
+``share * (grad . value - delta)`` with ``delta = grad . out``, one number per query.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vss_kernels.focal.attention.triton_kernels import load_logits, load_rows, store_rows
+
+
+@triton.jit
+def logit_gradient(share, grad, value, delta, PRECISION: tl.constexpr):
+    """Gradient of the logits, [P, L], from the softmax and the gradient of what it weighted."""
+    product = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+    return share * (product - delta[:, None])
+
+
+@triton.jit(do_not_specialize=["windows", "L", "tiles_p"])
+def query_gradient_kernel(
+    p_grad,
+    p_out,
+    p_query,
+    p_key_value,
+    p_bias,
+    p_table,
+    p_log_sum_exp,
+    p_delta,
+    p_grad_query,
+    query_batch,
+    query_token,
+    query_head,
+    token_batch,
+    token_stride,
+    token_value,
+    token_head,
+    scale,
+    windows,
+    heads,
+    P,
+    L,
+    D,
+    tiles_p,
+    BLOCK_P: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The gradient of one tile of queries; also writes delta = grad . out for the other kernels."""
+    program = tl.program_id(0)
+    window = program // tiles_p % windows
+    head = program // (tiles_p * windows) % heads
+    b = (program // (tiles_p * windows * heads)).to(tl.int64)
+    o_p = program % tiles_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    o_d = tl.arange(0, BLOCK_D)
+    p_slots = p_table + window.to(tl.int64) * L
+    own = tl.load(p_slots + o_p, mask=o_p < P, other=0)
+    p_query += b * query_batch + head * query_head
+    query = load_rows(p_query, own, query_token, o_d, o_p < P, D)
+    here = b * windows * P * heads * D + head * D
+    grad = load_rows(p_grad + here, own, heads * D, o_d, o_p < P, D)
+    out = load_rows(p_out + here, own, heads * D, o_d, o_p < P, D)
+    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), axis=1)
+    statistic = ((b * heads + head) * windows + window) * P + o_p
+    tl.store(p_delta + statistic, delta, mask=o_p < P)
+    log_sum_exp = tl.load(p_log_sum_exp + statistic, mask=o_p < P, other=0.0)
+    p_key = p_key_value + b * token_batch + head * token_head
+
+    grad_query = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
+    for first in range(0, L, BLOCK_L):
+        o_l = first + tl.arange(0, BLOCK_L)
+        token = tl.load(p_slots + o_l, mask=o_l < L, other=-1)
+        key = load_rows(p_key, token, token_stride, o_d, token >= 0, D)
+        logits = load_logits(query, key, p_bias, head, o_p, o_l, token >= 0, scale, P, L, PRECISION)
+        value = load_rows(p_key + token_value, token, token_stride, o_d, token >= 0, D)
+        share = tl.exp(logits - log_sum_exp[:, None])
+        grad_logits = logit_gradient(share, grad, value, delta, PRECISION)
+        grad_query = tl.dot(grad_logits.to(key.dtype), key, grad_query, input_precision=PRECISION)
+    store_rows(p_grad_query + here, own, heads * D, o_d, o_p < P, D, grad_query * scale)
+
+
+@triton.jit(do_not_specialize=["windows", "count", "length", "L", "tiles_p", "tiles_l"])
+def bias_gradient_kernel(
+    p_grad,
+    p_query,
+    p_key_value,
+    p_bias,
+    p_table,
+    p_log_sum_exp,
+    p_delta,
+    p_parts,
+    query_batch,
+    query_token,
+    query_head,
+    token_batch,
+    token_stride,
+    token_value,
+    token_head,
+    scale,
+    windows,
+    count,
+    length,
+    heads,
+    P,
+    L,
+    D,
+    tiles_p,
+    tiles_l,
+    BLOCK_P: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile of the bias's gradient, (parts, heads, P, L), over ``length`` windows of all clips.
+
+    ``count`` is the number of windows of all clips.
+    """
+    program = tl.program_id(0)
+    o_p = program % tiles_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    o_l = program // tiles_p % tiles_l * BLOCK_L + tl.arange(0, BLOCK_L)
+    head = program // (tiles_p * tiles_l) % heads
+    part = program // (tiles_p * tiles_l * heads)
+    o_d = tl.arange(0, BLOCK_D)
+    total = tl.zeros([BLOCK_P, BLOCK_L], tl.float32)
+    for index in range(part * length, tl.minimum(count, (part + 1) * length)):
+        b = (index // windows).to(tl.int64)
+        window = index % windows
+        p_slots = p_table + window.to(tl.int64) * L
+        own = tl.load(p_slots + o_p, mask=o_p < P, other=0)
+        token = tl.load(p_slots + o_l, mask=o_l < L, other=-1)
+        p_rows = p_query + b * query_batch + head * query_head
+        query = load_rows(p_rows, own, query_token, o_d, o_p < P, D)
+        here = b * windows * P * heads * D + head * D
+        grad = load_rows(p_grad + here, own, heads * D, o_d, o_p < P, D)
+        p_key = p_key_value + b * token_batch + head * token_head
+        key = load_rows(p_key, token, token_stride, o_d, token >= 0, D)
+        value = load_rows(p_key + token_value, token, token_stride, o_d, token >= 0, D)
+        statistic = ((b * heads + head) * windows + window) * P + o_p
+        log_sum_exp = tl.load(p_log_sum_exp + statistic, mask=o_p < P, other=0.0)
+        delta = tl.load(p_delta + statistic, mask=o_p < P, other=0.0)
+        logits = load_logits(query, key, p_bias, head, o_p, o_l, token >= 0, scale, P, L, PRECISION)
+        share = tl.exp(logits - log_sum_exp[:, None])
+        total += logit_gradient(share, grad, value, delta, PRECISION)
+    p_tile = p_parts + ((part * heads + head).to(tl.int64) * P + o_p)[:, None] * L + o_l[None, :]
+    tl.store(p_tile, total, mask=(o_p < P)[:, None] & (o_l < L)[None, :])
+
+
+@triton.jit(do_not_specialize=["windows", "items", "N", "L", "batch"])
+def token_gradient_kernel(
+    p_grad,
+    p_query,
+    p_key_value,
+    p_transposed_bias,
+    p_table,
+    p_log_sum_exp,
+    p_delta,
+    p_tokens,
+    p_windows,
+    p_slots,
+    p_items,
+    p_grad_key_value,
+    p_parts,
+    query_batch,
+    query_token,
+    query_head,
+    token_batch,
+    token_stride,
+    token_value,
+    token_head,
+    scale,
+    windows,
+    items,
+    batch,
+    heads,
+    N,
+    P,
+    L,
+    D,
+    TILE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Gradients of the keys and values of one tile of tokens, over the windows of one item.
+
+    The only item of a tile writes its result; of several, each writes its part, (parts, batch,
+    heads, 2, TILE, D), for sum_parts_kernel.
+    """
+    program = tl.program_id(0)
+    item = program % items
+    head = program // items % heads
+    b = (program // (items * heads)).to(tl.int64)
+    tile = tl.load(p_items + item * 4)
+    first = tl.load(p_items + item * 4 + 1)
+    end = tl.load(p_items + item * 4 + 2)
+    part = tl.load(p_items + item * 4 + 3)
+    o_t = tl.arange(0, TILE)
+    o_d = tl.arange(0, BLOCK_D)
+    token = tl.load(p_tokens + tile * TILE + o_t)
+    p_key = p_key_value + b * token_batch + head * token_head
+    key = load_rows(p_key, token, token_stride, o_d, token >= 0, D)
+    value = load_rows(p_key + token_value, token, token_stride, o_d, token >= 0, D)
+    p_query += b * query_batch + head * query_head
+    p_grad += b * windows * P * heads * D + head * D
+
+    grad_key = tl.zeros([TILE, BLOCK_D], tl.float32)
+    grad_value = tl.zeros([TILE, BLOCK_D], tl.float32)
+    for entry in range(first, end):
+        window = tl.load(p_windows + entry)
+        slot = tl.load(p_slots + entry * TILE + o_t)
+        for first_p in range(0, P, BLOCK_P):
+            o_p = first_p + tl.arange(0, BLOCK_P)
+            own = tl.load(p_table + window.to(tl.int64) * L + o_p, mask=o_p < P, other=0)
+            query = load_rows(p_query, own, query_token, o_d, o_p < P, D)
+            grad = load_rows(p_grad, own, heads * D, o_d, o_p < P, D)
+            statistic = ((b * heads + head) * windows + window) * P + o_p
+            log_sum_exp = tl.load(p_log_sum_exp + statistic, mask=o_p < P, other=0.0)
+            delta = tl.load(p_delta + statistic, mask=o_p < P, other=0.0)
+            inside = (slot >= 0)[:, None] & (o_p < P)[None, :]
+            p_bias = p_transposed_bias + (head * L + slot)[:, None] * P + o_p[None, :]
+            bias = tl.load(p_bias, mask=inside, other=0.0).to(tl.float32)
+            logits = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale + bias
+            share = tl.exp(tl.where(inside, logits - log_sum_exp[None, :], float("-inf")))
+            product = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
+            grad_logits = share * (product - delta[None, :])
+            grad_value = tl.dot(share.to(grad.dtype), grad, grad_value, input_precision=PRECISION)
+            grad_key = tl.dot(
+                grad_logits.to(query.dtype), query, grad_key, input_precision=PRECISION
+            )
+    grad_key *= scale
+    if part < 0:
+        p_rows = p_grad_key_value + (b * N * 2 * heads + head) * D
+        store_rows(p_rows, token, 2 * heads * D, o_d, token >= 0, D, grad_key)
+        store_rows(p_rows + heads * D, token, 2 * heads * D, o_d, token >= 0, D, grad_value)
+    else:
+        p_rows = p_parts + ((part * batch + b) * heads + head) * 2 * TILE * D
+        store_rows(p_rows, o_t, D, o_d, token >= 0, D, grad_key)
+        store_rows(p_rows + TILE * D, o_t, D, o_d, token >= 0, D, grad_value)
+
+
+@triton.jit(do_not_specialize=["sums", "N", "batch"])
+def sum_parts_kernel(
+    p_parts,
+    p_tokens,
+    p_sums,
+    p_grad_key_value,
+    sums,
+    batch,
+    heads,
+    N,
+    D,
+    TILE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Adds up the parts of one tile that several items shared, for one clip and head."""
+    program = tl.program_id(0)
+    row = program % sums
+    head = program // sums % heads
+    b = (program // (sums * heads)).to(tl.int64)
+    tile = tl.load(p_sums + row * 3)
+    first = tl.load(p_sums + row * 3 + 1)
+    end = tl.load(p_sums + row * 3 + 2)
+    o_t = tl.arange(0, TILE)
+    o_d = tl.arange(0, BLOCK_D)
+    token = tl.load(p_tokens + tile * TILE + o_t)
+    grad_key = tl.zeros([TILE, BLOCK_D], tl.float32)
+    grad_value = tl.zeros([TILE, BLOCK_D], tl.float32)
+    for part in range(first, end):
+        p_rows = p_parts + ((part * batch + b) * heads + head) * 2 * TILE * D
+        grad_key += load_rows(p_rows, o_t, D, o_d, token >= 0, D)
+        grad_value += load_rows(p_rows + TILE * D, o_t, D, o_d, token >= 0, D)
+    p_rows = p_grad_key_value + (b * N * 2 * heads + head) * D
+    store_rows(p_rows, token, 2 * heads * D, o_d, token >= 0, D, grad_key)
+    store_rows(p_rows + heads * D, token, 2 * heads * D, o_d, token >= 0, D, grad_value)
