@@ -128,7 +128,7 @@ def extension_arguments(torch: object) -> dict[str, object]:
     # Imported only now: it reads CUDA_HOME when it is imported.
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    sources = ["csrc/ops.cpp", "csrc/module.cpp", *relative_sources("cpu.cpp")]
+    sources = ["csrc/ops.cpp", "csrc/module.cpp", *relative_sources("cpu*.cpp")]
     flags = [
         "-O3",
         "-std=c++20",

@@ -14,4 +14,13 @@ TORCH_LIBRARY(vss_kernels, m) {
   m.def(
       "focal_attend_backward(Tensor grad, Tensor query, Tensor key_value, Tensor bias, Tensor table, "
       "Tensor log_sum_exp) -> (Tensor grad_query, Tensor grad_key_value, Tensor grad_bias)");
+  // `parameters` packs weight, bias, norm weight and norm bias of every layer; `layers` holds the
+  // lengths of the five chains, then (kernel, channels in, channels out) of every layer.
+  m.def(
+      "aggregate_affinity(Tensor coarse, Tensor middle, Tensor fine, Tensor parameters, "
+      "int[] layers) -> (Tensor, Tensor statistics)");
+  m.def(
+      "aggregate_affinity_backward(Tensor grad, Tensor coarse, Tensor middle, Tensor fine, "
+      "Tensor parameters, Tensor statistics, int[] layers, bool[4] needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -1,0 +1,97 @@
+// Work on single planes: tiles, frames of zeros, and the way from and to maps in global memory.
+#pragma once
+
+#include "lanes.h"
+#include "program.h"
+
+#if defined(__CUDACC__)
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#define VSS_UNROLL _Pragma("unroll")
+#else
+#define VSS_UNROLL _Pragma("GCC unroll 64")
+#endif
+
+namespace vss::aggregation {
+
+// The first row and column of kRows rows of Block::kLanes columns. Rows and columns beyond the grid
+// take part in the arithmetic but are never stored other than as zeros.
+struct Tile {
+  int y, x;
+};
+
+template <typename Block>
+VSS_HOST_DEVICE Tile tile_at(const Grid& g, int index) {
+  return {index / g.tile_columns * kRows, index % g.tile_columns * Block::kLanes};
+}
+
+VSS_HOST_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+
+// Zeroes everything around the planes of a new tensor.
+template <typename Block>
+VSS_HOST_DEVICE void clear_frames(const Block& block, const Grid& g, int channels, float* planes) {
+  const int gap = g.pitch - g.width;
+  for (int c = 0; c < channels; ++c) {
+    float* plane = planes + c * g.channel;
+    block.for_each(g.origin, [&](int64_t i) {
+      plane[i] = 0;
+      plane[g.channel - 1 - i] = 0;
+    });
+    block.for_each(g.height * gap, [&](int64_t index) {
+      const int i = static_cast<int>(index);
+      plane[g.origin + i / gap * g.pitch + g.width + i % gap] = 0;
+    });
+  }
+}
+
+// Calls f(data) with the elements as their own type. On the CPU they are float32: the launcher
+// converts them.
+template <typename F>
+VSS_HOST_DEVICE void with_type(Kind kind, void* data, const F& f) {
+#if defined(__CUDACC__)
+  if (kind == Kind::float16) return f(static_cast<c10::Half*>(data));
+  if (kind == Kind::bfloat16) return f(static_cast<c10::BFloat16*>(data));
+#endif
+  f(static_cast<float*>(data));
+}
+
+// Runs f(plane offset, map element, columns) for every row of every tile.
+template <typename Block, typename F>
+VSS_HOST_DEVICE void for_tile_rows(const Block& block, const Grid& g, const F& f) {
+  block.for_each(g.tiles, [&](int64_t index) {
+    const Tile tile = tile_at<Block>(g, static_cast<int>(index));
+    for (int r = 0; r < kRows && tile.y + r < g.height; ++r)
+      f(tile.y + r, tile.x, smaller(Block::kLanes, g.width - tile.x));
+  });
+}
+
+template <typename Block>
+VSS_HOST_DEVICE void load_map(const Block& block, const Grid& g, const Maps& maps, int64_t map,
+                              float* plane) {
+  clear_frames(block, g, 1, plane);
+  with_type(maps.kind, maps.data, [&](const auto* data) {
+    const auto* source = data + map * maps.map_stride;
+    for_tile_rows(block, g, [&](int y, int x, int count) {
+      const auto* from = source + y * maps.row_stride + x;
+      float* to = plane + g.origin + y * g.pitch + x;
+      for (int i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+      for (int i = count; i < Block::kLanes; ++i) to[i] = 0;
+    });
+  });
+}
+
+template <typename Block>
+VSS_HOST_DEVICE void store_map(const Block& block, const Grid& g, const Maps& maps, int64_t map,
+                               const float* plane) {
+  with_type(maps.kind, maps.data, [&](auto* data) {
+    auto* target = data + map * maps.map_stride;
+    for_tile_rows(block, g, [&](int y, int x, int count) {
+      const float* from = plane + g.origin + y * g.pitch + x;
+      auto* to = target + y * maps.row_stride + x;
+      for (int i = 0; i < count; ++i) to[i] = from[i];
+    });
+  });
+}
+
+}  // namespace vss::aggregation

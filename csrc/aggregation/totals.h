@@ -1,0 +1,82 @@
+// Several sums over one loop, each known to the whole block afterwards.
+//
+//   totals<kCount>(block, items, scratch, f)
+//
+// calls f(i, partial) for every i in [0, items), which adds to partial[0 .. kCount), and leaves the
+// sums in scratch[0 .. kCount). The order of the additions is fixed. All writes that f made to shared
+// memory are visible to the block afterwards. Scratch: kTotalsScratch floats, for nothing else.
+#pragma once
+
+#include "lanes.h"
+#include "program.h"
+
+namespace vss::aggregation {
+
+#if !defined(__CUDACC__)
+
+template <int kCount, typename Block, typename F>
+VSS_HOST_DEVICE void totals(const Block&, int items, float* scratch, const F& f) {
+  static_assert(kCount <= kMaxTotals);
+  Lanes<Block> partial[kCount] = {};
+  for (int i = 0; i < items; ++i) f(i, partial);
+  for (int n = 0; n < kCount; ++n) scratch[n] = sum_of_lanes(partial[n]);
+}
+
+#else
+
+// Sums each of kCount values (a power of two up to the warp's size) over the warp. Half of the values
+// change hands in each round, so that all of them together take kCount shuffles, not five each. The
+// sum of value n ends in values[0] of the lanes whose upper bits are n.
+template <int kCount>
+__device__ void sum_over_warp(float* values) {
+  constexpr int kWarp = CudaBlock::kWarp;
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int half = kCount / 2, offset = kWarp / 2; offset > 0; half /= 2, offset /= 2) {
+    if (half == 0) {
+      values[0] += __shfl_xor_sync(0xffffffffu, values[0], offset);
+      continue;
+    }
+    const bool upper = lane & offset;
+#pragma unroll
+    for (int n = 0; n < half; ++n) {
+      const float give = upper ? values[n] : values[n + half];
+      const float keep = upper ? values[n + half] : values[n];
+      values[n] = keep + __shfl_xor_sync(0xffffffffu, give, offset);
+    }
+  }
+}
+
+constexpr int next_power_of_two(int n) { return n <= 1 ? 1 : 2 * next_power_of_two((n + 1) / 2); }
+
+template <int kCount, typename F>
+__device__ void totals(const CudaBlock& block, int items, float* scratch, const F& f) {
+  static_assert(kCount <= kMaxTotals);
+  constexpr int kWarp = CudaBlock::kWarp;
+  constexpr int kGroup = kCount < kWarp ? next_power_of_two(kCount) : kWarp;
+  constexpr int kGroups = (kCount + kGroup - 1) / kGroup;
+  float partial[kGroups * kGroup] = {};
+  for (int i = threadIdx.x; i < items; i += blockDim.x) f(i, partial);
+
+  const int lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp;
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+    sum_over_warp<kGroup>(partial + group * kGroup);
+    const int n = group * kGroup + lane / (kWarp / kGroup);
+    if (lane % (kWarp / kGroup) == 0 && n < kCount)
+      scratch[(1 + warp) * kMaxTotals + n] = partial[group * kGroup];
+  }
+  block.sync();
+  for (int n = threadIdx.x; n < kCount; n += blockDim.x) {
+    float total = 0;
+    for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w)
+      total += scratch[(1 + w) * kMaxTotals + n];
+    scratch[n] = total;
+  }
+  block.sync();
+}
+
+#endif
+
+}  // namespace vss::aggregation
