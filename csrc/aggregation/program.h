@@ -20,7 +20,7 @@ constexpr int kRows = 4;   // rows of a tile, the output of one work item
 constexpr int kMaxTotals = 49;
 constexpr int kMaxWarps = 16;
 constexpr int kTotalsScratch = kMaxTotals * (1 + kMaxWarps);
-inline int scratch_floats(int parameter_count) { return kTotalsScratch + parameter_count; }
+VSS_HOST_DEVICE int scratch_floats(int parameter_count) { return kTotalsScratch + parameter_count; }
 
 // One scale's grid and how its planes lie in memory. A plane is framed by zeros, so that convolutions
 // need no border cases: `border` rows above and below, and between the end of a row and the start of

@@ -25,25 +25,22 @@ VSS_HOST_DEVICE void totals(const Block&, int items, float* scratch, const F& f)
 #else
 
 // Sums each of kCount values (a power of two up to the warp's size) over the warp. Half of the values
-// change hands in each round, so that all of them together take kCount shuffles, not five each. The
-// sum of value n ends in values[0] of the lanes whose upper bits are n.
-template <int kCount>
+// change hands in each round, so that all of them together take about kCount shuffles, not five each.
+// The sum of value n ends in values[0] of the lanes whose upper bits are n.
+template <int kCount, int kOffset = CudaBlock::kWarp / 2>
 __device__ void sum_over_warp(float* values) {
-  constexpr int kWarp = CudaBlock::kWarp;
-  const int lane = threadIdx.x % kWarp;
+  if constexpr (kOffset > 0 && kCount == 1) {
+    values[0] += __shfl_xor_sync(0xffffffffu, values[0], kOffset);
+    sum_over_warp<1, kOffset / 2>(values);
+  } else if constexpr (kOffset > 0) {
+    const bool upper = threadIdx.x & kOffset;
 #pragma unroll
-  for (int half = kCount / 2, offset = kWarp / 2; offset > 0; half /= 2, offset /= 2) {
-    if (half == 0) {
-      values[0] += __shfl_xor_sync(0xffffffffu, values[0], offset);
-      continue;
+    for (int n = 0; n < kCount / 2; ++n) {
+      const float give = upper ? values[n] : values[n + kCount / 2];
+      const float keep = upper ? values[n + kCount / 2] : values[n];
+      values[n] = keep + __shfl_xor_sync(0xffffffffu, give, kOffset);
     }
-    const bool upper = lane & offset;
-#pragma unroll
-    for (int n = 0; n < half; ++n) {
-      const float give = upper ? values[n] : values[n + half];
-      const float keep = upper ? values[n + half] : values[n];
-      values[n] = keep + __shfl_xor_sync(0xffffffffu, give, offset);
-    }
+    sum_over_warp<kCount / 2, kOffset / 2>(values);
   }
 }
 
