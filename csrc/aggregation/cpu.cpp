@@ -1,6 +1,9 @@
 // The CPU launchers of aggregate_affinity: one block after another on every thread.
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <torch/library.h>
+
+#include <string>
 
 #include "aggregation_arguments.h"
 #include "cpu_blocks.h"
@@ -8,22 +11,14 @@
 namespace vss::aggregation {
 namespace {
 
-const CpuBlocks& choose_blocks() {
+// Follows PyTorch's own choice, so that ATEN_CPU_CAPABILITY holds here too.
+const CpuBlocks& blocks() {
 #if defined(VSS_X86_BLOCKS)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512cd"))
-    return kAvx512Blocks;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("bmi2"))
-    return kAvx2Blocks;
+  static const std::string capability = at::get_cpu_capability();
+  if (capability == "AVX512") return kAvx512Blocks;
+  if (capability == "AVX2") return kAvx2Blocks;
 #endif
   return kBaselineBlocks;
-}
-
-const CpuBlocks& blocks() {
-  static const CpuBlocks& chosen = choose_blocks();
-  return chosen;
 }
 
 // Splits the maps over the threads; each thread has one arena, which stays in its cache.
