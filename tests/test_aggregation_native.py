@@ -1,4 +1,4 @@
-"""aggregate_affinity's native kernels: accuracy, registration, layouts and errors."""
+"""aggregate_affinity's native kernels: golden answers, accuracy, layouts, determinism."""
 
 from __future__ import annotations
 
@@ -15,92 +15,24 @@ from hypothesis import strategies as st
 
 import vss_kernels
 from tests import golden_io
+from tests.aggregation_cases import (
+    CHAINS,
+    PUBLISHED,
+    aggregate_with,
+    make_maps,
+    make_parameters,
+    numbers,
+)
 from tests.definitions import stored_in_order
 from tests.precision import assert_as_accurate_as_eager
-from vss_kernels import AggregationWeights, ConvNormLayer, aggregate_affinity, native
+from vss_kernels import native
 from vss_kernels.nn import AffinityAggregation
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
-# Five chains (coarse, middle, fine and the two mixers) of (kernel, channels in, channels out).
-PUBLISHED = {
-    "b0": ([(3, 1, 1)], [(5, 1, 1)], [(5, 1, 1)], [(3, 1, 1)], [(3, 1, 1)]),
-    "b1": (
-        [(3, 1, 1), (3, 1, 2)],
-        [(3, 1, 1), (3, 1, 2)],
-        [(5, 1, 1), (3, 1, 2)],
-        [(3, 2, 2), (3, 2, 2)],
-        [(3, 2, 2), (3, 2, 1)],
-    ),
-}
-CHAINS = {
-    **PUBLISHED,
-    "all kernels and channels": (
-        [(1, 1, 3)],
-        [(7, 1, 4), (1, 4, 3)],
-        [(5, 1, 2), (3, 2, 4)],
-        [(7, 3, 2), (5, 2, 4)],
-        [(3, 4, 3), (7, 3, 4), (1, 4, 1)],
-    ),
-    "kernels of one": ([(1, 1, 1)],) * 5,
-}
 # maps, rows and columns of the coarse grid
 SIZES = [(3, 4, 5), (2, 1, 9), (1, 3, 17), (2, 5, 2), (0, 2, 3)]
-
-
-def make_parameters(chains, dtype=torch.float32, device="cpu"):
-    """All parameters in one vector, as the kernels take them: an error is one of the whole.
-
-    Scales and shifts keep most of each map alive, as training does; where a norm is left with next to
-    no variance, rounding would decide the gradients of eager and fused operators alike.
-    """
-    tensors = []
-    for kernel, incoming, outgoing in (shape for chain in chains for shape in chain):
-        fan = kernel * kernel * incoming
-        tensors += (
-            torch.randn(outgoing * fan, device=device) / math.sqrt(fan),
-            torch.randn(outgoing, device=device),
-            1 + 0.2 * torch.randn(outgoing, device=device),
-            1 + 0.2 * torch.randn(outgoing, device=device),
-        )
-    return torch.cat(tensors).to(dtype)
-
-
-def unpack(parameters, chains):
-    """The layers whose tensors are views of one vector."""
-    offset = 0
-
-    def take(*shape):
-        nonlocal offset
-        values = parameters[offset : offset + math.prod(shape)].reshape(shape)
-        offset += math.prod(shape)
-        return values
-
-    def layer(kernel, incoming, outgoing):
-        weight = take(outgoing, incoming, kernel, kernel)
-        return ConvNormLayer(weight, *(take(outgoing) for _ in range(3)))
-
-    return AggregationWeights(*(tuple(layer(*shape) for shape in chain) for chain in chains))
-
-
-def make_maps(count, height, width, dtype=torch.float32, device="cpu"):
-    return tuple(
-        torch.randn(count, height * k, width * k, device=device).to(dtype) for k in (1, 2, 4)
-    )
-
-
-def aggregate_with(chains):
-    def run(coarse, middle, fine, parameters):
-        return aggregate_affinity(coarse, middle, fine, unpack(parameters, chains))
-
-    return run
-
-
-def numbers(chains):
-    """The `layers` argument of the registered operator."""
-    shapes = [number for chain in chains for shape in chain for number in shape]
-    return [len(chain) for chain in chains] + shapes
 
 
 @pytest.mark.parametrize(("variant", "layers"), [("b0", 1), ("b1", 2)])
@@ -166,13 +98,16 @@ def test_maps_that_do_not_fit_shared_memory(chains):
     )
 
 
-@settings(max_examples=25, deadline=None)
+# The same examples every time: once in some hundred, rounding puts a value on the other side of a
+# ReLU's corner, in eager and fused operators alike, and its gradient with it.
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     size=st.tuples(st.integers(1, 3), st.integers(2, 6), st.integers(2, 12)),
     chains=st.sampled_from(sorted(CHAINS)),
     orders=st.tuples(*[st.permutations(range(3))] * 3),
 )
 def test_odd_sizes_and_strides(size, chains, orders):
+    torch.manual_seed(0)
     maps = make_maps(*size)
     parameters = make_parameters(CHAINS[chains])
     run = aggregate_with(CHAINS[chains])
@@ -202,31 +137,6 @@ def test_nan_stays_in_its_map(device):
         )
     assert refined[1].isnan().all()
     assert refined[[0, 2, 3]].isfinite().all()
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("needs", [(1, 1, 1, 1), (0, 0, 0, 1), (0, 1, 0, 0), (1, 0, 0, 0)], ids=str)
-def test_registration(needs, device):
-    chains = PUBLISHED["b1"]
-    inputs = (*make_maps(2, 2, 3, device=device), make_parameters(chains, device=device))
-    wanted = [
-        tensor.clone().requires_grad_(bool(needed))
-        for tensor, needed in zip(inputs, needs, strict=True)
-    ]
-    operators = torch.ops.vss_kernels
-    torch.library.opcheck(operators.aggregate_affinity.default, (*wanted, numbers(chains)))
-    refined, statistics = operators.aggregate_affinity(*inputs, numbers(chains))
-    torch.library.opcheck(
-        operators.aggregate_affinity_backward.default,
-        (
-            torch.randn_like(refined),
-            *inputs,
-            statistics,
-            numbers(chains),
-            [bool(needed) for needed in needs],
-        ),
-        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
-    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -317,108 +227,7 @@ def test_biases_without_effect_get_next_to_no_gradient():
         assert bias.grad.abs().max() <= 1e-5 * weight.grad.abs().max()
 
 
-def test_compiles_without_graph_breaks_at_several_sizes():
-    module = AffinityAggregation("b1")
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
-    with vss_kernels.backend("native", "aggregate_affinity"):
-        for size in ((2, 3, 4), (5, 2, 6)):
-            maps = make_maps(*size)
-            module.zero_grad()
-            refined = compiled(*maps)
-            assert torch.equal(refined, module(*maps))
-            refined.sum().backward()
-            assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
-
-
-def test_autocast_keeps_gradients_in_float32():
-    module = AffinityAggregation("b1")
-    with (
-        vss_kernels.backend("native", "aggregate_affinity"),
-        torch.autocast("cpu", torch.bfloat16),
-    ):
-        refined = module(*make_maps(2, 2, 3))
-    refined.sum().backward()
-    assert refined.dtype == torch.bfloat16
-    assert module.fine[0].conv.weight.grad.dtype == torch.float32
-
-
-def test_a_second_derivative_is_refused():
-    chains = PUBLISHED["b0"]
-    maps = make_maps(2, 2, 3)
-    leaf = make_parameters(chains).requires_grad_()
-    with vss_kernels.backend("native", "aggregate_affinity"):
-        refined = aggregate_with(chains)(*maps, leaf)
-    (grad,) = torch.autograd.grad(refined.square().sum(), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"aggregate_affinity.*no second derivative"):
-        grad.sum().backward()
-
-
-@pytest.mark.parametrize(
-    ("chains", "dtype", "reason"),
-    [
-        (PUBLISHED["b0"], torch.float64, "float64"),
-        (([(9, 1, 1)], *PUBLISHED["b0"][1:]), torch.float32, "not of 9"),
-        (([(1, 1, 5), (1, 5, 1)], *PUBLISHED["b0"][1:]), torch.float32, "not from 1 to 5"),
-        (([(1, 1, 1)] * 21, *PUBLISHED["b0"][1:]), torch.float32, "up to 24 layers, not 25"),
-    ],
-)
-def test_what_native_refuses_eager_takes(chains, dtype, reason):
-    inputs = (*make_maps(2, 2, 3, dtype), make_parameters(chains, dtype))
-    with (
-        vss_kernels.backend("native", "aggregate_affinity"),
-        pytest.raises(vss_kernels.BackendError, match=reason),
-    ):
-        aggregate_with(chains)(*inputs)
-    assert aggregate_with(chains)(*inputs).shape == (2, 8, 12)
-
-
 def test_the_longest_program_fits():
     chains = ([(1, 1, 1)] * 6, [(1, 1, 1)] * 6, [(1, 1, 1)] * 4, [(1, 1, 1)] * 4, [(1, 1, 1)] * 4)
     inputs = (*make_maps(2, 2, 3), torch.rand(4 * 24))
     assert_as_accurate_as_eager(aggregate_with(chains), inputs, "aggregate_affinity", "native")
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"middle": torch.zeros(2, 3, 6)}, ValueError, "middle does not fit coarse"),
-        ({"fine": torch.zeros(2, 8, 12).half()}, TypeError, "fine is Half but coarse is Float"),
-        ({"parameters": torch.zeros(7)}, ValueError, "parameters must hold .* values, got 7"),
-        ({"layers": [1, 1, 1]}, ValueError, "five chain lengths"),
-        ({"layers": [1] * 5 + [2, 1, 1] * 5}, ValueError, "a kernel must be 1, 3, 5 or 7, got 2"),
-        ({"layers": [1] * 5 + [1, 2, 1] * 5}, ValueError, "takes 2 channels but gets 1"),
-    ],
-)
-def test_the_operator_itself_checks(change, error, message):
-    coarse, middle, fine = make_maps(2, 2, 3)
-    arguments = {
-        "coarse": coarse,
-        "middle": middle,
-        "fine": fine,
-        "parameters": make_parameters(PUBLISHED["b0"]),
-        "layers": numbers(PUBLISHED["b0"]),
-    }
-    with pytest.raises(error, match=message):
-        torch.ops.vss_kernels.aggregate_affinity(**{**arguments, **change})
-
-
-@pytest.mark.gpu
-def test_runs_inside_a_cuda_graph():
-    module = AffinityAggregation("b1").cuda()
-    maps = [scale.requires_grad_() for scale in make_maps(4, 3, 4, device="cuda")]
-
-    def run():
-        refined = module(*maps)
-        return (refined, *torch.autograd.grad(refined.sum(), [*maps, *module.parameters()]))
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        expected = run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
-    graph.replay()
-    for want, have in zip(expected, captured, strict=True):
-        assert torch.equal(want, have)

@@ -1,7 +1,7 @@
-"""aggregate_affinity as a registered operator: packing, fake, autograd and the backends' conditions.
+"""aggregate_affinity as a registered operator: packing, fake, autograd, the backends' conditions.
 
-The schemas stand in ``csrc/ops.cpp``; the extension provides the CPU and CUDA kernels. They take all
-parameters as one packed vector, whose gradient autograd hands back to the single tensors.
+The schemas stand in ``csrc/ops.cpp``; the extension provides the CPU and CUDA kernels. They take
+all parameters as one packed vector, whose gradient autograd hands back to the single tensors.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _run_native(
     coarse: Tensor, middle: Tensor, fine: Tensor, weights: AggregationWeights
 ) -> Tensor:
     layers = [len(chain) for chain in weights]
-    tensors = []
+    tensors: list[Tensor] = []
     for chain in weights:
         for weight, *vectors in chain:
             outgoing, incoming, kernel, _ = weight.shape

@@ -1,0 +1,124 @@
+// The way back through one layer: norm and ReLU, then weight, then input.
+#pragma once
+
+#include "layer.h"
+
+namespace vss::aggregation {
+
+// Turns the gradient of the layer's output, in place, into that of its convolution's result; writes
+// the shares of the norm's parameters and of the bias. `spare` takes the normalised convolution.
+template <typename Block>
+VSS_HOST_DEVICE void norm_gradient(const Block& block, const LayerTask& task, const float* source,
+                                   float* gradient, float* spare) {
+  const Grid& g = task.g;
+  const Layer& layer = task.layer;
+  const Weights weights = forward_weights(layer, task.parameters);
+  const float* norm_weight = task.parameters + layer.norm_weight();
+  const float* norm_bias = task.parameters + layer.norm_bias();
+  const float mean = task.statistics[0];
+  const float rstd = task.statistics[1];
+  with_shape(layer.kernel, layer.out, [&]<int kKernel, int kOut>() {
+    totals<2 * kOut>(block, g.tiles, task.scratch, [&](int index, auto& total) {
+      const Tile tile = tile_at<Block>(g, index);
+      Lanes<Block> value[kRows][kOut];
+      convolve_tile<kKernel, kOut>(g, source, weights, tile, value);
+      VSS_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        if (tile.y + r >= g.height) continue;
+        VSS_UNROLL
+        for (int o = 0; o < kOut; ++o) {
+          const int place = o * g.channel + g.origin + (tile.y + r) * g.pitch + tile.x;
+          const Lanes<Block> normed = (value[r][o] - mean) * rstd;
+          store(spare + place, normed);
+          Lanes<Block> upstream;
+          load(gradient + place, upstream);
+          relu_gradient(normed * norm_weight[o] + norm_bias[o], upstream);
+          store(gradient + place, upstream);
+          total[2 * o] += upstream;
+          total[2 * o + 1] += upstream * normed;
+        }
+      }
+    });
+  });
+  float mean_gradient = 0;    // of the normalised values
+  float mean_projection = 0;  // of that gradient times the normalised values
+  for (int c = 0; c < layer.out; ++c) {
+    mean_gradient += norm_weight[c] * task.scratch[2 * c] / task.elements();
+    mean_projection += norm_weight[c] * task.scratch[2 * c + 1] / task.elements();
+  }
+  if (task.parts != nullptr) {
+    block.for_each(layer.out, [&](int64_t c) {
+      task.parts[layer.norm_bias() + c] = task.scratch[2 * c];
+      task.parts[layer.norm_weight() + c] = task.scratch[2 * c + 1];
+    });
+  }
+  for (int c = 0; c < layer.out; ++c) {
+    float* planes = gradient + c * g.channel;
+    const float* normed_plane = spare + c * g.channel + g.origin;
+    totals<1>(block, g.tiles, task.scratch, [&](int index, auto& total) {
+      const Tile tile = tile_at<Block>(g, index);
+      for (int r = 0; r < kRows && tile.y + r < g.height; ++r) {
+        const int place = (tile.y + r) * g.pitch + tile.x;
+        Lanes<Block> upstream, normed;
+        load(planes + g.origin + place, upstream);
+        load(normed_plane + place, normed);
+        upstream =
+            rstd * (upstream * norm_weight[c] - mean_gradient - normed * mean_projection);
+        store_row(g, tile, r, planes, upstream);
+        total[0] += upstream;
+      }
+    });
+    if (task.parts != nullptr)
+      block.for_each(1, [&](int64_t) { task.parts[layer.bias() + c] = task.scratch[0]; });
+  }
+}
+
+// Writes this map's share of the weight's gradient.
+template <typename Block>
+VSS_HOST_DEVICE void weight_gradient(const Block& block, const LayerTask& task, const float* source,
+                                     const float* gradient) {
+  const Grid& g = task.g;
+  const Layer& layer = task.layer;
+  with_shape(layer.kernel, layer.out, [&]<int kKernel, int kOut>() {
+    constexpr int kTaps = kKernel * kKernel;
+    constexpr int kTogether = kKernel <= 3 ? kOut : 1;  // output channels that registers can hold
+    for (int c = 0; c < layer.in; ++c) {
+      const float* plane = source + c * g.channel;
+      for (int o = 0; o < kOut; o += kTogether) {
+        const float* upstream = gradient + o * g.channel;
+        totals<kTogether * kTaps>(block, g.tiles, task.scratch, [&](int index, auto& total) {
+          const Tile tile = tile_at<Block>(g, index);
+          weight_gradient_tile<kKernel, kTogether>(g, plane, upstream, tile, total);
+        });
+        block.for_each(kTogether * kTaps, [&](int64_t i) {
+          const int64_t row = (o + i / kTaps) * layer.in + c;
+          task.parts[layer.parameters + row * kTaps + i % kTaps] = task.scratch[i];
+        });
+      }
+    }
+  });
+}
+
+// target = gradient of the layer's input.
+template <typename Block>
+VSS_HOST_DEVICE void input_gradient(const Block& block, const LayerTask& task, const float* gradient,
+                                    float* target) {
+  const Grid& g = task.g;
+  const Weights weights = turned_weights(task.layer, task.parameters);
+  clear_frames(block, g, task.layer.in, target);
+  with_shape(task.layer.kernel, task.layer.in, [&]<int kKernel, int kIn>() {
+    block.for_each(g.tiles, [&](int64_t index) {
+      const Tile tile = tile_at<Block>(g, static_cast<int>(index));
+      Lanes<Block> value[kRows][kIn];
+      convolve_tile<kKernel, kIn>(g, gradient, weights, tile, value);
+      VSS_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        if (tile.y + r >= g.height) continue;
+        VSS_UNROLL
+        for (int c = 0; c < kIn; ++c) store_row(g, tile, r, target + c * g.channel, value[r][c]);
+      }
+    });
+  });
+}
+
+}  // namespace vss::aggregation
