@@ -192,6 +192,12 @@ def test_modules_compile_without_graph_breaks():
             ),
             "positive multiples of the window 2, got 3 x 2",
         ),
+        (
+            lambda: FocalAttention(16, 2, FocalGeometry(2, 1, (PooledLevel(1, 1),)))(
+                torch.zeros(1, 4, 2, 16), [torch.zeros(1, 1, 1, 16)]
+            ),
+            r"pooled must have \[\(2, 1\)\] cells for a target of 4 x 2.*got \[\(1, 1\)\]",
+        ),
     ],
 )
 def test_bad_settings_are_named(build, message):

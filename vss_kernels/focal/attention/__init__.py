@@ -110,6 +110,8 @@ def attend_tokens(
         TypeError: The dtypes are unsupported or differ.
         ValueError: A shape does not fit, or the devices differ.
     """
+    if not isinstance(geometry, FocalGeometry):
+        raise TypeError(f"{_NAME}: geometry must be a FocalGeometry, got {describe(geometry)}")
     check_tensor(_NAME, "query", query, "B,H,W,heads,D")
     check_tensor(_NAME, "key_value", key_value, "B,N,2,heads,D")
     check_tensor(_NAME, "bias", bias, "heads,window**2,L")

@@ -236,9 +236,9 @@ def token_gradient_kernel(
         store_rows(p_rows, token, 2 * heads * D, o_d, token >= 0, D, grad_key)
         store_rows(p_rows + heads * D, token, 2 * heads * D, o_d, token >= 0, D, grad_value)
     else:
-        p_rows = p_parts + ((part * batch + b) * heads + head) * 2 * TILE * D
-        store_rows(p_rows, o_t, D, o_d, token >= 0, D, grad_key)
-        store_rows(p_rows + TILE * D, o_t, D, o_d, token >= 0, D, grad_value)
+        p_part = p_parts + ((part * batch + b) * heads + head) * 2 * TILE * D
+        store_rows(p_part, o_t, D, o_d, token >= 0, D, grad_key)
+        store_rows(p_part + TILE * D, o_t, D, o_d, token >= 0, D, grad_value)
 
 
 @triton.jit(do_not_specialize=["sums", "N", "batch"])
@@ -269,9 +269,9 @@ def sum_parts_kernel(
     grad_key = tl.zeros([TILE, BLOCK_D], tl.float32)
     grad_value = tl.zeros([TILE, BLOCK_D], tl.float32)
     for part in range(first, end):
-        p_rows = p_parts + ((part * batch + b) * heads + head) * 2 * TILE * D
-        grad_key += load_rows(p_rows, o_t, D, o_d, token >= 0, D)
-        grad_value += load_rows(p_rows + TILE * D, o_t, D, o_d, token >= 0, D)
+        p_part = p_parts + ((part * batch + b) * heads + head) * 2 * TILE * D
+        grad_key += load_rows(p_part, o_t, D, o_d, token >= 0, D)
+        grad_value += load_rows(p_part + TILE * D, o_t, D, o_d, token >= 0, D)
     p_rows = p_grad_key_value + (b * N * 2 * heads + head) * D
     store_rows(p_rows, token, 2 * heads * D, o_d, token >= 0, D, grad_key)
     store_rows(p_rows + heads * D, token, 2 * heads * D, o_d, token >= 0, D, grad_value)

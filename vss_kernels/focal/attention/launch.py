@@ -25,6 +25,12 @@ def _block(size: int, largest: int) -> int:
     return min(largest, max(16, 1 << (size - 1).bit_length()))
 
 
+def _warps(tensor: Tensor, fewest: int) -> int:
+    """Full float32 products run outside the tensor cores and need the registers of more warps."""
+    wide = tensor.dtype == torch.float32 and dot_precision() == "ieee"
+    return 2 * fewest if wide else fewest
+
+
 def _strides(query: Tensor, key_value: Tensor) -> tuple[int, ...]:
     return (*query.stride()[:3], *key_value.stride()[:4])
 
@@ -46,6 +52,7 @@ def attend(query: Tensor, key_value: Tensor, bias: Tensor, table: Tensor) -> tup
                 query, key_value, bias, table, out, log_sum_exp, *_strides(query, key_value),
                 dim**-0.5, windows, heads, positions, keys, dim, tiles_p, BLOCK_P=block_p,
                 BLOCK_L=BLOCK_L, BLOCK_D=_block(dim, LARGEST_DIM), PRECISION=dot_precision(),
+                num_warps=_warps(query, 4),
             )  # fmt: skip
     return out, log_sum_exp
 
@@ -87,17 +94,20 @@ def attend_backward(
             grad, out, query, key_value, bias, table, log_sum_exp, delta, grad_query, *strides,
             scale, windows, heads, positions, keys, dim, tiles_p, BLOCK_P=block_p,
             BLOCK_L=BLOCK_L, BLOCK_D=block_d, PRECISION=precision,
+            num_warps=_warps(query, 4),
         )  # fmt: skip
         kernels.bias_gradient_kernel[(tiles_p * tiles_l * heads * num_parts,)](
             grad, query, key_value, bias, table, log_sum_exp, delta, bias_parts, *strides,
             scale, windows, count, length, heads, positions, keys, dim, tiles_p, tiles_l,
             BLOCK_P=block_p, BLOCK_L=BLOCK_L, BLOCK_D=block_d, PRECISION=precision,
+            num_warps=_warps(query, 4),
         )  # fmt: skip
         kernels.token_gradient_kernel[(items * heads * batch,)](
             grad, query, key_value, bias.mT.contiguous(), table, log_sum_exp, delta,
             inverse.tokens, inverse.windows, inverse.slots, inverse.items, grad_key_value, parts,
             *strides, scale, windows, items, batch, heads, tokens, positions, keys, dim,
-            TILE=TILE, BLOCK_P=block_p, BLOCK_D=block_d, PRECISION=precision, num_warps=2,
+            TILE=TILE, BLOCK_P=block_p, BLOCK_D=block_d, PRECISION=precision,
+            num_warps=_warps(query, 2),
         )  # fmt: skip
         if sums > 0:
             kernels.sum_parts_kernel[(sums * heads * batch,)](

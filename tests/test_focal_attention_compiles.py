@@ -1,0 +1,93 @@
+"""focal_attention's Triton kernels compile for the GPUs they are meant for, and fit on them."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from tests.triton_launches import compile_launch, record_launches
+from vss_kernels import FocalGeometry, triton_support
+from vss_kernels.focal.attention import gradient_kernels, triton_kernels
+from vss_kernels.focal.attention.op import geometry_settings
+from vss_kernels.focal.attention.tables import num_tokens
+
+pytestmark = pytest.mark.skipif(
+    triton_support.INTERPRETED, reason="TRITON_INTERPRET=1 leaves nothing to compile"
+)
+
+MODULES = (triton_kernels, gradient_kernels)
+KERNELS = {
+    "attend_kernel",
+    "query_gradient_kernel",
+    "bias_gradient_kernel",
+    "token_gradient_kernel",
+    "sum_parts_kernel",
+}
+# Two blocks fit on a multiprocessor of an A100 or H100.
+SHARED_BYTES = 80 * 1024
+SPILLED_BYTES = 64
+
+
+def run_attention(dtype: torch.dtype, dim: int = 32, geometry: FocalGeometry | None = None) -> None:
+    """Forward and backward on a grid of nine by nine windows, as CFFM has it for 480x480."""
+    geometry = FocalGeometry() if geometry is None else geometry
+    grid, heads, positions = (9, 9), 8, geometry.window**2
+    query = torch.empty(1, 81 * positions, heads, dim, dtype=dtype)
+    key_value = torch.empty(1, num_tokens(geometry, grid), 2, heads, dim, dtype=dtype)
+    bias = torch.empty(heads, positions, geometry.num_keys, dtype=dtype)
+    sizes = (*grid, geometry_settings(geometry), True)
+    out, log_sum_exp = torch.ops.vss_kernels.focal_attention(query, key_value, bias, *sizes)
+    torch.ops.vss_kernels.focal_attention_backward(
+        out, query, key_value, bias, out, log_sum_exp, *sizes
+    )
+
+
+@pytest.fixture
+def float32_products(request):
+    """Sets how float32 products round, and puts it back."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = request.param
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("dtype", "float32_products", "capability"),
+    [
+        (torch.bfloat16, "ieee", 90),
+        (torch.float32, "tf32", 80),
+        pytest.param(torch.float32, "tf32", 90, marks=pytest.mark.slow),
+        pytest.param(torch.float32, "ieee", 90, marks=pytest.mark.slow),
+        pytest.param(torch.float16, "ieee", 80, marks=pytest.mark.slow),
+    ],
+    indirect=["float32_products"],
+)
+@pytest.mark.usefixtures("float32_products")
+def test_kernels_fit(dtype, capability):
+    launches = record_launches(MODULES, lambda: run_attention(dtype))
+    assert {launch.kernel.__name__ for launch in launches} == KERNELS
+    for launch in launches:
+        used = compile_launch(launch, capability)
+        assert used.shared_bytes <= SHARED_BYTES, (launch.kernel.__name__, used)
+        assert used.spilled_bytes <= SPILLED_BYTES, (launch.kernel.__name__, used)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dim", "window"), [(4, 3), (128, 14)])
+def test_kernels_at_the_limits(dim, window):
+    geometry = FocalGeometry(window, window // 2)
+    for dtype in (torch.float16, torch.float32):
+        run = functools.partial(run_attention, dtype, dim, geometry)
+        for launch in record_launches(MODULES, run):
+            compile_launch(launch, 90)
+
+
+def test_sizes_are_ordinary_arguments():
+    """Another size must not mean another kernel, so no size may be a compile-time constant."""
+    for module in MODULES:
+        for name, kernel in vars(module).items():
+            if name.endswith("_kernel"):
+                constants = {p.name for p in kernel.params if p.is_constexpr}
+                assert all(c.startswith("BLOCK_") or c in ("PRECISION", "TILE") for c in constants)
