@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import vss_kernels
 from tests.definitions import stored_in_order
-from tests.precision import assert_as_accurate_as_eager
+from tests.precision import assert_as_accurate_as_eager, outputs_and_gradients
 from tests.test_focal_attention import GEOMETRIES, SMALL, make_inputs
 from vss_kernels import FocalGeometry, PooledLevel, focal_attention, native
 from vss_kernels.focal.attention import attend_tokens
@@ -57,10 +57,9 @@ def test_is_as_accurate_as_eager(case, dtype):
     assert_as_accurate_as_eager(run, inputs, "focal_attention", "native")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-    # With a single key all gradients of logits are zero, and an error relative to them is noise.
-    geometry=GEOMETRIES.filter(lambda geometry: geometry.window > 1),
+    geometry=GEOMETRIES,
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     heads=st.integers(1, 3),
     dim=st.integers(1, 20),
@@ -68,12 +67,19 @@ def test_is_as_accurate_as_eager(case, dtype):
     orders=st.tuples(*[st.permutations(range(5))] * 3),
 )
 def test_any_geometry_size_and_layout(geometry, grid, heads, dim, batch, orders):
+    torch.manual_seed(0)
     run, inputs = flat_inputs(geometry, grid, heads, dim, batch=batch)
-    inputs = [
-        *(stored_in_order(tensor, order) for tensor, order in zip(inputs[:3], orders, strict=True)),
-        *inputs[3:],
-    ]
-    assert_as_accurate_as_eager(run, inputs, "focal_attention", "native")
+    with vss_kernels.backend("eager"):
+        expected = outputs_and_gradients(run, [tensor.double() for tensor in inputs])
+    stored = (
+        stored_in_order(tensor, order) for tensor, order in zip(inputs[:3], orders, strict=True)
+    )
+    with vss_kernels.backend("native"):
+        found = outputs_and_gradients(run, [*stored, *inputs[3:]])
+    # Inputs are of magnitude one. With few keys the gradients of logits all but cancel, so what
+    # they lose to rounding is measured against the inputs and not against what is left.
+    for have, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(have.double(), want, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
