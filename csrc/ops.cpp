@@ -23,4 +23,14 @@ TORCH_LIBRARY(vss_kernels, m) {
       "aggregate_affinity_backward(Tensor grad, Tensor coarse, Tensor middle, Tensor fine, "
       "Tensor parameters, Tensor statistics, int[] layers, bool[4] needs) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "upsample_cross_entropy(Tensor logits, Tensor labels, Tensor? class_weights, "
+      "int ignore_index, str reduction, float label_smoothing) "
+      "-> (Tensor loss, Tensor log_sums, Tensor scale)");
+  m.def(
+      "upsample_cross_entropy_backward(Tensor grad, Tensor scale, Tensor log_sums, Tensor logits, "
+      "Tensor labels, Tensor? class_weights, int ignore_index, float label_smoothing) -> Tensor");
+  m.def(
+      "upsample_argmax(Tensor logits, SymInt[] size, SymInt[] through, bool confidence) "
+      "-> (Tensor classes, Tensor confidence)");
 }
