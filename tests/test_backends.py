@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import vss_kernels
-from vss_kernels import backends, info
+from vss_kernels import backends, info, native
 from vss_kernels.backends import BackendError, Implementation, Operator, always
 
 
@@ -130,6 +132,24 @@ def run_with_extension(spec: str) -> str:
         text=True,
         check=True,
     ).stdout
+
+
+def test_the_extensions_operators_are_those_of_its_sources():
+    text = (Path(__file__).parents[1] / "csrc" / "ops.cpp").read_text()
+    schemas = re.findall(r'm\.def\(\s*"(\w+)\(', text)
+    assert sorted(name for name in schemas if not name.endswith("_backward")) == list(
+        native.OPERATORS
+    )
+
+
+def test_an_extension_of_older_sources_is_out_of_date_and_eager_still_works(tmp_path):
+    registers_nothing = tmp_path / "_C.py"
+    registers_nothing.touch()
+    out = run_with_extension(
+        f"importlib.util.spec_from_file_location(name, {str(registers_nothing)!r})"
+    )
+    assert "out of date: it lacks aggregate_affinity" in out
+    assert out.endswith("4.0\n")
 
 
 def test_a_broken_extension_is_reported_as_broken_and_eager_still_works(tmp_path):

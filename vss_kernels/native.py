@@ -1,8 +1,8 @@
 """Loads the compiled extension and says, where it is not there, why.
 
-"Not built" (the install had no compiler, or was told to skip it) and "failed to load" (it is
-there but broken, for instance built for another PyTorch) are different conditions with different
-remedies, so they are kept apart.
+"Not built" (the install had no compiler, or was told to skip it), "failed to load" (it is there
+but broken, for instance built for another PyTorch) and "out of date" (built from older sources than
+this Python code) are different conditions, so they are kept apart.
 """
 
 from __future__ import annotations
@@ -16,6 +16,16 @@ from typing import Any
 
 import torch
 
+OPERATORS = (
+    "aggregate_affinity",
+    "focal_attend",
+    "focal_pool",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+)
+"""The operators that the extension must register, as in ``csrc/ops.cpp``, without backwards."""
+
+_REBUILD = "rebuild it: pip install --no-build-isolation --force-reinstall --no-deps ."
 _extension: ModuleType | None = None
 _problem: str | None = None
 
@@ -33,14 +43,20 @@ def _load() -> tuple[ModuleType | None, str | None]:
             "reinstall with a C++ compiler on PATH: pip install --no-build-isolation ."
         )
     try:
-        return importlib.import_module("vss_kernels._C"), None
+        extension = importlib.import_module("vss_kernels._C")
     except (ImportError, OSError) as error:
         built_for = _recorded_build().get("torch", "an unknown version")
         return None, (
             f"the native extension is there but failed to load: {error} "
             f"(built for PyTorch {built_for}, this is PyTorch {torch.__version__}); "
-            "rebuild it: pip install --no-build-isolation --force-reinstall --no-deps ."
+            f"{_REBUILD}"
         )
+    lacking = [name for name in OPERATORS if not hasattr(torch.ops.vss_kernels, name)]
+    if lacking:
+        return None, (
+            f"the native extension is out of date: it lacks {', '.join(lacking)}; {_REBUILD}"
+        )
+    return extension, None
 
 
 def problem() -> str | None:
