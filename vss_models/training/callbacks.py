@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -13,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from vss_models.checkpoints import save_model
 from vss_models.data.transforms import denormalise
 from vss_models.training.module import segmentation_module
+from vss_models.visualize import overlay
 
 LAST_CHECKPOINT = "last.ckpt"
 LAST_MODEL = "last.pt"
@@ -129,30 +131,18 @@ class SampleOverlays(Callback):
         with torch.no_grad():
             predictions = module.predict(clip)
         module.train()
-        frames = denormalise(clip[:, -1]).cpu()
-        palette = torch.from_numpy(module.classes.palette())
+        frames = denormalise(clip[:, -1]).permute(0, 2, 3, 1).cpu().numpy()
+        palette = module.classes.palette()
         rows = [
-            torch.cat([frame, overlay(frame, truth, palette), overlay(frame, guess, palette)], -1)
-            for frame, truth, guess in zip(frames, labels.cpu(), predictions.cpu(), strict=True)
+            [frame, overlay(frame, truth, palette), overlay(frame, guess, palette)]
+            for frame, truth, guess in zip(
+                frames, labels.cpu().numpy(), predictions.cpu().numpy(), strict=True
+            )
         ]
+        picture = np.concatenate([np.concatenate(row, axis=1) for row in rows])
         trainer.logger.experiment.add_image(
-            "train/frame_truth_prediction", torch.cat(rows, dim=1), step
+            "train/frame_truth_prediction", picture, step, dataformats="HWC"
         )
-
-
-def overlay(frame: torch.Tensor, labels: torch.Tensor, palette: torch.Tensor) -> torch.Tensor:
-    """Blends a frame half and half with the colours of its labels.
-
-    Args:
-        frame: (3, H, W) uint8.
-        labels: (H, W) integer labels below 256.
-        palette: (256, 3) uint8.
-
-    Returns:
-        (3, H, W) uint8.
-    """
-    colours = palette[labels.long()].permute(2, 0, 1)
-    return ((frame.int() + colours.int()) // 2).to(torch.uint8)
 
 
 class TrainingProgressBar(RichProgressBar):
