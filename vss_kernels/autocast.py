@@ -10,16 +10,21 @@ import torch
 from torch import Tensor
 
 
+def is_autocast(tensor: Tensor) -> bool:
+    """Whether ``torch.autocast`` is enabled for the tensor's device."""
+    device = tensor.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def cast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under ``torch.autocast``, casts floating tensors to the autocast dtype; else returns them.
 
     float64 stays float64, as in PyTorch's own autocast. Accumulation inside the operators is
     float32 whatever the dtype, so one lower-precision policy fits all of them.
     """
-    device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not is_autocast(tensors[0]):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(
         tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
         for tensor in tensors
@@ -35,10 +40,9 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(first: Tensor, *args: Any) -> Any:
-        device = first.device.type
-        if device == "meta" or not torch.is_autocast_enabled(device):
+        if not is_autocast(first):
             return function(first, *args)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(first.device.type, enabled=False):
             return function(first, *args)
 
     return run

@@ -9,6 +9,8 @@
 #include <c10/util/Half.h>
 
 #define VSS_UNROLL _Pragma("unroll")
+#elif defined(VSS_NO_CPU_CLONES)
+#define VSS_UNROLL  // sanitizers would make each copy many times as large
 #else
 #define VSS_UNROLL _Pragma("GCC unroll 64")
 #endif

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from vss_kernels.aggregation.op import operator
 from vss_kernels.aggregation.weights import NORM_EPSILON, AggregationWeights, ConvNormLayer
-from vss_kernels.autocast import cast_inputs
-from vss_kernels.checks import check_same_kind, check_shape, check_tensor
+from vss_kernels.autocast import cast_inputs, is_autocast
+from vss_kernels.checks import SUPPORTED_DTYPES, check_same_kind, check_shape, check_tensor
 
 __all__ = ["NORM_EPSILON", "AggregationWeights", "ConvNormLayer", "aggregate_affinity"]
 
@@ -30,8 +30,8 @@ def aggregate_affinity(
             any strides.
         middle: The same tokens' maps at 1/16, shape (M, 2h, 2w), same dtype as ``coarse``.
         fine: The same tokens' maps at 1/8, shape (M, 4h, 4w), same dtype as ``coarse``.
-        weights: The layers, same dtype as ``coarse``. The three refinements take one channel and
-            end in equally many; the last mixer ends in one.
+        weights: The layers, same dtype as ``coarse`` (under autocast they keep their own). The
+            three refinements take one channel and end in equally many; the last mixer ends in one.
 
     Returns:
         Tensor of shape (M, 4h, 4w), contiguous, dtype of ``coarse``. Statistics and sums are
@@ -52,11 +52,25 @@ def aggregate_affinity(
     check_shape(_NAME, "middle", middle, (maps_count, 2 * height, 2 * width))
     check_shape(_NAME, "fine", fine, (maps_count, 4 * height, 4 * width))
     _check_channels(weights)
-    parameters = [tensor for chain in weights for layer in chain for tensor in layer]
-    coarse, middle, fine, *parameters = cast_inputs(coarse, middle, fine, *parameters)
-    weights = _rebuild(weights, parameters)
-    check_same_kind(_NAME, coarse=coarse, middle=middle, fine=fine, **_named_parameters(weights))
+    coarse, middle, fine = cast_inputs(coarse, middle, fine)
+    check_same_kind(_NAME, coarse=coarse, middle=middle, fine=fine)
+    _check_kinds(coarse, weights)
     return operator(coarse, middle, fine, weights)
+
+
+def _check_kinds(coarse: Tensor, weights: AggregationWeights) -> None:
+    # Under autocast the parameters are not cast: there are dozens, and each is tiny.
+    dtype = weights.coarse[0].weight.dtype if is_autocast(coarse) else coarse.dtype
+    device = coarse.device
+    if dtype in SUPPORTED_DTYPES and all(
+        tensor.dtype == dtype and tensor.device == device
+        for chain in weights
+        for layer in chain
+        for tensor in layer
+    ):
+        return
+    like = coarse.new_empty((), dtype=dtype)
+    check_same_kind(_NAME, coarse=like, **_named(weights))
 
 
 def _check_channels(weights: AggregationWeights) -> None:
@@ -81,6 +95,9 @@ def _check_chain(name: str, chain: tuple[ConvNormLayer, ...], channels: int) -> 
     if len(chain) == 0:
         raise ValueError(f"{_NAME}: weights.{name} must hold at least one layer, got none")
     for position, layer in enumerate(chain):
+        if _fits(layer, channels):
+            channels = layer.bias.shape[0]
+            continue
         label = f"weights.{name}[{position}]"
         check_tensor(_NAME, f"{label}.weight", layer.weight, "Cout,Cin,k,k")
         outgoing, _, kernel, _ = layer.weight.shape
@@ -95,20 +112,24 @@ def _check_chain(name: str, chain: tuple[ConvNormLayer, ...], channels: int) -> 
     return channels
 
 
-def _named_parameters(weights: AggregationWeights) -> dict[str, Tensor]:
+def _fits(layer: ConvNormLayer, channels: int) -> bool:
+    """Whether a layer is right in every respect that :func:`_check_chain` names one by one."""
+    weight, *vectors = layer
+    if not all(isinstance(tensor, Tensor) for tensor in layer) or weight.dim() != 4:
+        return False
+    outgoing, incoming, kernel, other = weight.shape
+    return (
+        incoming == channels
+        and kernel == other
+        and kernel % 2 == 1
+        and all(vector.shape == (outgoing,) for vector in vectors)
+    )
+
+
+def _named(weights: AggregationWeights) -> dict[str, Tensor]:
     return {
         f"weights.{name}[{position}].{part}": tensor
         for name, chain in weights._asdict().items()
         for position, layer in enumerate(chain)
         for part, tensor in layer._asdict().items()
     }
-
-
-def _rebuild(weights: AggregationWeights, parameters: list[Tensor]) -> AggregationWeights:
-    remaining = iter(parameters)
-    return AggregationWeights(
-        *(
-            tuple(ConvNormLayer(*(next(remaining) for _ in layer)) for layer in chain)
-            for chain in weights
-        )
-    )

@@ -13,9 +13,10 @@ from vss_kernels.aggregation.weights import NORM_EPSILON, AggregationWeights, Co
 
 def _refine(maps: Tensor, layers: Sequence[ConvNormLayer]) -> Tensor:
     for layer in layers:
-        maps = F.conv2d(maps, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2)
+        weight, bias, scale, shift = (tensor.to(maps.dtype) for tensor in layer)
+        maps = F.conv2d(maps, weight, bias, padding=weight.shape[-1] // 2)
         # F.group_norm refuses a single map of one position, which a tiny image has.
-        maps = torch.group_norm(maps, 1, layer.norm_weight, layer.norm_bias, NORM_EPSILON)
+        maps = torch.group_norm(maps, 1, scale, shift, NORM_EPSILON)
         maps = F.relu(maps)
     return maps  # (M, Cout, height, width)
 

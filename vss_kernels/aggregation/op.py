@@ -40,7 +40,7 @@ def _native_can_run(
                 )
     if layers > _MAX_LAYERS:
         return f"it takes up to {_MAX_LAYERS} layers, not {layers}"
-    return native.refuses(coarse)
+    return native.refuses(coarse) or native.refuses(weights.coarse[0].weight)
 
 
 def _run_native(

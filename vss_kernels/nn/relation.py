@@ -69,8 +69,10 @@ class ConvNorm(nn.Module):
 
     def layer(self) -> ConvNormLayer:
         """Returns the parameters as the operator takes them."""
-        assert self.conv.bias is not None
-        return ConvNormLayer(self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias)
+        conv, norm = self.conv, self.norm
+        bias = conv.bias
+        assert bias is not None
+        return ConvNormLayer(conv.weight, bias, norm.weight, norm.bias)
 
 
 class AffinityAggregation(nn.Module):
