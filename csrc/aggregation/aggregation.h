@@ -12,7 +12,7 @@ namespace vss::aggregation {
 template <typename Block>
 VSS_HOST_DEVICE void load_parameters(const Block& block, const Program& program,
                                      const Arguments& arguments) {
-  float* parameters = block.scratch() + kTotalsScratch;
+  float* parameters = block.scratch();
   with_type(arguments.parameter_kind, const_cast<void*>(arguments.parameters),
             [&](const auto* data) {
               block.for_each(program.parameter_count,
@@ -43,8 +43,8 @@ VSS_HOST_DEVICE void run_map(const Block& block, const Program& program, const A
       const LayerTask task{
           g,
           program.layers[step.item],
-          block.scratch() + kTotalsScratch,
           block.scratch(),
+          block.scratch() + program.parameter_count,
           arguments.statistics + (map * program.layer_count + step.item) * 2,
           arguments.parts == nullptr ? nullptr : arguments.parts + map * program.parameter_count,
           arguments.epsilon};

@@ -25,8 +25,7 @@ const CpuBlocks& blocks() {
 void run_parallel(const Call& call, RunMaps run) {
   at::parallel_for(0, call.maps, 1, [&](int64_t begin, int64_t end) {
     constexpr int64_t kLine = 16;  // floats of a cache line, and of the widest register
-    const int64_t scratch =
-        ceil_div<int64_t>(scratch_floats(call.program.parameter_count), kLine) * kLine;
+    const int64_t scratch = ceil_div<int64_t>(call.program.scratch_floats(), kLine) * kLine;
     std::vector<float> memory(kLine + scratch + call.program.arena_floats);
     const int64_t past = reinterpret_cast<uintptr_t>(memory.data()) / sizeof(float) % kLine;
     float* start = memory.data() + (kLine - past) % kLine;

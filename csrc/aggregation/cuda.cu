@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   extern __shared__ float shared[];
   const CudaBlock block(shared);
   load_parameters(block, program, arguments);
-  float* arena = kShared ? block.scratch() + scratch_floats(program.parameter_count)
+  float* arena = kShared ? block.scratch() + program.scratch_floats()
                          : workspace + blockIdx.x * static_cast<int64_t>(program.arena_floats);
   for (int64_t map = blockIdx.x; map < maps; map += gridDim.x)
     run_map<kBackward>(block, program, arguments, arena, map);
@@ -34,10 +34,15 @@ int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// A whole number of warps that shares the tiles of the fine grid out evenly.
-int threads_for(const Program& program) {
+// A whole number of warps that shares the tiles of the fine grid out evenly. Registers allow
+// kMaxThreads on a multiprocessor: where shared memory lets two blocks live there, each takes half, so
+// that one computes while the other waits at a barrier.
+int threads_for(const Program& program, int64_t shared_bytes) {
+  constexpr int64_t kReservedBytes = 1024;  // of each block, by CUDA
+  const bool two_fit = 2 * (shared_bytes + kReservedBytes) <=
+                       device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   const int tiles = program.grids[kFine].tiles;
-  const int rounds = ceil_div(tiles, kMaxThreads);
+  const int rounds = ceil_div(tiles, two_fit ? kMaxThreads / 2 : kMaxThreads);
   return ceil_div(ceil_div(tiles, rounds), CudaBlock::kWarp) * CudaBlock::kWarp;
 }
 
@@ -46,15 +51,14 @@ void launch(const Call& call) {
   if (call.maps == 0) return;
   const Program& program = call.program;
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  const int threads = threads_for(program);
-  const int64_t scratch = CudaBlock::kReserved + scratch_floats(program.parameter_count);
+  const int64_t scratch = CudaBlock::kReserved + program.scratch_floats();
   const int64_t bytes = (scratch + program.arena_floats) * sizeof(float);
   if (bytes <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) {
     const auto kernel = run_maps<kBackward, true>;
     C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(bytes)));
     const int64_t blocks = std::min<int64_t>(call.maps, (int64_t{1} << 31) - 1);
-    kernel<<<blocks, threads, bytes, stream>>>(program, call.arguments, call.maps, nullptr);
+    kernel<<<blocks, threads_for(program, bytes), bytes, stream>>>(program, call.arguments, call.maps, nullptr);
   } else {
     constexpr int64_t kWorkspaceFloats = int64_t{64} << 18;  // 64 MiB
     const int64_t blocks = std::clamp<int64_t>(
@@ -63,8 +67,10 @@ void launch(const Call& call) {
         1, call.maps);
     const at::Tensor workspace = at::empty({blocks, program.arena_floats},
                                            call.owned.front().options().dtype(at::kFloat));
-    run_maps<kBackward, false><<<blocks, threads, scratch * sizeof(float), stream>>>(
-        program, call.arguments, call.maps, workspace.mutable_data_ptr<float>());
+    const int64_t scratch_bytes = scratch * sizeof(float);
+    run_maps<kBackward, false>
+        <<<blocks, threads_for(program, scratch_bytes), scratch_bytes, stream>>>(
+            program, call.arguments, call.maps, workspace.mutable_data_ptr<float>());
   }
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }

@@ -81,7 +81,7 @@ VSS_HOST_DEVICE void weight_gradient(const Block& block, const LayerTask& task, 
   const Layer& layer = task.layer;
   with_shape(layer.kernel, layer.out, [&]<int kKernel, int kOut>() {
     constexpr int kTaps = kKernel * kKernel;
-    constexpr int kTogether = kKernel <= 3 ? kOut : 1;  // output channels that registers can hold
+    constexpr int kTogether = channels_together(kKernel, kOut);
     for (int c = 0; c < layer.in; ++c) {
       const float* plane = source + c * g.channel;
       for (int o = 0; o < kOut; o += kTogether) {

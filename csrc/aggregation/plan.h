@@ -61,10 +61,12 @@ class Planner {
       chains_[chain] = {first, first + chains[chain]};
       first += chains[chain];
     }
-    int border = 1;
-    for (const Layer& layer : layers) border = std::max(border, layer.kernel / 2);
+    for (const Layer& layer : layers) {
+      const int weights = layer.taps() * channels_together(layer.kernel, layer.out);
+      program_.totals = std::max({program_.totals, weights, 2 * layer.out});
+    }
     for (int grid = 0; grid < kGrids; ++grid)
-      program_.grids[grid] = make_grid(height << grid, width << grid, border, lanes);
+      program_.grids[grid] = make_grid(height << grid, width << grid, border_of(grid), lanes);
     for (int grid = 1; grid < kGrids; ++grid) {
       Grid& fine = program_.grids[grid];
       fine.row_scale = corner_scale(program_.grids[grid - 1].height, fine.height);
@@ -114,6 +116,16 @@ class Planner {
   };
   static constexpr int kCoarseChain = 0;
   static constexpr int kMixers = 3;  // the chain that makes the middle scale, then that of the fine one
+
+  // As wide as the widest kernel on the grid needs; at least one, for a row of zeros below the grid.
+  int border_of(int grid) const {
+    int border = 1;
+    const int mixer = grid == 0 ? grid : kMixers + grid - 1;  // none makes the coarse scale
+    for (const int chain : {grid, mixer})
+      for (int i = chains_[chain].first; i < chains_[chain].end; ++i)
+        border = std::max(border, program_.layers[i].kernel / 2);
+    return border;
+  }
 
   static float corner_scale(int size, int resized) {
     return static_cast<float>(size - 1) / static_cast<float>(resized - 1);

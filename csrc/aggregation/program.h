@@ -16,11 +16,10 @@ constexpr int kChains = 5;
 constexpr int kGrids = 3;  // coarse, middle, fine
 constexpr int kRows = 4;   // rows of a tile, the output of one work item
 
-// A block's scratch: room for sums over the block (totals.h), then the parameters as float32.
-constexpr int kMaxTotals = 49;
 constexpr int kMaxWarps = 16;
-constexpr int kTotalsScratch = kMaxTotals * (1 + kMaxWarps);
-VSS_HOST_DEVICE int scratch_floats(int parameter_count) { return kTotalsScratch + parameter_count; }
+
+// How many output channels' weight gradients are summed together: what registers can hold.
+VSS_HOST_DEVICE constexpr int channels_together(int kernel, int out) { return kernel <= 3 ? out : 1; }
 
 // One scale's grid and how its planes lie in memory. A plane is framed by zeros, so that convolutions
 // need no border cases: `border` rows above and below, and between the end of a row and the start of
@@ -72,6 +71,10 @@ struct Program {
   int step_count, layer_count;
   int parameter_count;
   int arena_floats;
+  int totals;  // the most sums that a step takes at once
+
+  // A block's scratch: the parameters as float32, then room for the sums (totals.h).
+  VSS_HOST_DEVICE int scratch_floats() const { return parameter_count + totals * (1 + kMaxWarps); }
 };
 
 enum class Kind : int8_t { float32, float16, bfloat16 };

@@ -4,7 +4,8 @@
 //
 // calls f(i, partial) for every i in [0, items), which adds to partial[0 .. kCount), and leaves the
 // sums in scratch[0 .. kCount). The order of the additions is fixed. All writes that f made to shared
-// memory are visible to the block afterwards. Scratch: kTotalsScratch floats, for nothing else.
+// memory are visible to the block afterwards. Scratch:
+// kCount * (1 + kMaxWarps) floats, for nothing else.
 #pragma once
 
 #include "lanes.h"
@@ -16,7 +17,6 @@ namespace vss::aggregation {
 
 template <int kCount, typename Block, typename F>
 VSS_HOST_DEVICE void totals(const Block&, int items, float* scratch, const F& f) {
-  static_assert(kCount <= kMaxTotals);
   Lanes<Block> partial[kCount] = {};
   for (int i = 0; i < items; ++i) f(i, partial);
   for (int n = 0; n < kCount; ++n) scratch[n] = sum_of_lanes(partial[n]);
@@ -48,7 +48,6 @@ constexpr int next_power_of_two(int n) { return n <= 1 ? 1 : 2 * next_power_of_t
 
 template <int kCount, typename F>
 __device__ void totals(const CudaBlock& block, int items, float* scratch, const F& f) {
-  static_assert(kCount <= kMaxTotals);
   constexpr int kWarp = CudaBlock::kWarp;
   constexpr int kGroup = kCount < kWarp ? next_power_of_two(kCount) : kWarp;
   constexpr int kGroups = (kCount + kGroup - 1) / kGroup;
@@ -62,13 +61,13 @@ __device__ void totals(const CudaBlock& block, int items, float* scratch, const 
     sum_over_warp<kGroup>(partial + group * kGroup);
     const int n = group * kGroup + lane / (kWarp / kGroup);
     if (lane % (kWarp / kGroup) == 0 && n < kCount)
-      scratch[(1 + warp) * kMaxTotals + n] = partial[group * kGroup];
+      scratch[(1 + warp) * kCount + n] = partial[group * kGroup];
   }
   block.sync();
   for (int n = threadIdx.x; n < kCount; n += blockDim.x) {
     float total = 0;
     for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w)
-      total += scratch[(1 + w) * kMaxTotals + n];
+      total += scratch[(1 + w) * kCount + n];
     scratch[n] = total;
   }
   block.sync();
