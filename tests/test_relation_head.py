@@ -27,6 +27,7 @@ def make_maps(height: int, width: int) -> tuple[list[Tensor], list[Tensor]]:
 
 @pytest.mark.parametrize("variant", ["b2", pytest.param("b1", marks=pytest.mark.slow)])
 def test_all_sizes_share_one_compilation(variant):
+    torch.compiler.reset()  # sizes that other tests compiled would count as seen before
     module = RelationAffinity(DIMS, variant)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module, fullgraph=True, backend=counter)
