@@ -1,6 +1,6 @@
 """Weights in and out: released, Hugging Face and segmentation_models_pytorch files, and our own."""
 
-from .any_file import RUN_KEY, open_model
+from .any_file import RUN_KEY, open_model, state_of_run
 from .own import build_model, describe_data, describe_model, load_model, save_model
 from .released import load_backbone, load_released, save_released, to_released
 from .report import CheckpointError, LoadReport, ShapeMismatch
@@ -19,5 +19,6 @@ __all__ = [
     "open_model",
     "save_model",
     "save_released",
+    "state_of_run",
     "to_released",
 ]

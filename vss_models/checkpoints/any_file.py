@@ -49,15 +49,19 @@ def open_model(path: str | os.PathLike[str], name: str | None = None) -> VideoSe
     return model
 
 
-def _build_from_run(path: str | os.PathLike[str], content: dict[str, Any]) -> VideoSegmentor:
+def state_of_run(content: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the model's weights from the contents of a training run's checkpoint."""
     prefix = "model."
+    return {
+        key.removeprefix(prefix): value
+        for key, value in content["state_dict"].items()
+        if key.startswith(prefix)
+    }
+
+
+def _build_from_run(path: str | os.PathLike[str], content: dict[str, Any]) -> VideoSegmentor:
     try:
-        state: dict[str, Tensor] = {
-            key.removeprefix(prefix): value
-            for key, value in content["state_dict"].items()
-            if key.startswith(prefix)
-        }
-        return build_model({**content[RUN_KEY], "state_dict": state})
+        return build_model({**content[RUN_KEY], "state_dict": state_of_run(content)})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} does not describe a model of this program: {error}"
@@ -81,4 +85,4 @@ def _build_released(path: str | os.PathLike[str], name: str | None) -> VideoSegm
     return model.eval()
 
 
-__all__ = ["RUN_KEY", "open_model"]
+__all__ = ["RUN_KEY", "open_model", "state_of_run"]

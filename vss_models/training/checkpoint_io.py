@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from vss_models.checkpoints import RUN_KEY, CheckpointError, load_released
+from vss_models.checkpoints import RUN_KEY, CheckpointError, load_released, state_of_run
 from vss_models.checkpoints.files import read_file, write_file
 from vss_models.checkpoints.own import FORMAT
 from vss_models.segmentor import VideoSegmentor
@@ -56,13 +56,7 @@ def load_weights(model: VideoSegmentor, path: str | os.PathLike[str]) -> None:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not weights")
     if RUN_KEY in content:
-        prefix = "model."
-        state = {
-            key[len(prefix) :]: value
-            for key, value in content["state_dict"].items()
-            if key.startswith(prefix)
-        }
-        built_with = content[RUN_KEY]
+        state, built_with = state_of_run(content), content[RUN_KEY]
     elif content.get("format") == FORMAT:
         state, built_with = content["state_dict"], content
     else:
