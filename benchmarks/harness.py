@@ -75,6 +75,46 @@ def as_graph(run: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
+def record(
+    benchmark: Any,
+    run: Callable[[], object],
+    *,
+    operator: str,
+    case: str,
+    dtype: torch.dtype,
+    mode: str,
+    implementation: str,
+    rounds: int = ROUNDS,
+    iterations: int = 1,
+) -> None:
+    """Times what has been checked, and keeps its peak memory with it.
+
+    Args:
+        benchmark: The fixture of pytest-benchmark.
+        run: The work; it has run once already, so that nothing is compiled or set up any more.
+        operator: What is measured.
+        case: A name for the sizes.
+        dtype: Of the inputs, or of the arithmetic where autocast chooses it.
+        mode: One of :data:`MODES`.
+        implementation: As for :class:`Measure`; with `` graph`` at its end ``run`` is captured.
+        rounds: Timings to take.
+        iterations: Calls in one timing.
+    """
+    memory = peak_memory(run)
+    timed = as_graph(run) if implementation.endswith(" graph") else run
+    benchmark._timer = timer
+    benchmark.group = f"{operator} {case} {dtype} {mode}"
+    benchmark.extra_info.update(
+        operator=operator,
+        case=case,
+        dtype=str(dtype).removeprefix("torch."),
+        mode=mode,
+        implementation=implementation,
+        peak_mib=memory,
+    )
+    benchmark.pedantic(timed, rounds=rounds, iterations=iterations, warmup_rounds=min(rounds, 3))
+
+
 class Measure:
     """Checks, times and records one implementation of one case."""
 
@@ -116,20 +156,16 @@ class Measure:
         run = self._runner(function, inputs, mode, implementation.startswith("compiled"))
         with implementation_of(operators, implementation):
             run()
-            memory = peak_memory(run)
-            timed = as_graph(run) if implementation.endswith(" graph") else run
-            self.benchmark._timer = timer
-            self.benchmark.group = f"{operator} {case} {inputs[0].dtype} {mode}"
-            self.benchmark.extra_info.update(
+            record(
+                self.benchmark,
+                run,
                 operator=operator,
                 case=case,
-                dtype=str(inputs[0].dtype).removeprefix("torch."),
+                dtype=inputs[0].dtype,
                 mode=mode,
                 implementation=implementation,
-                peak_mib=memory,
+                iterations=20 if DEVICE == "cuda" else 1,
             )
-            iterations = 20 if DEVICE == "cuda" else 1
-            self.benchmark.pedantic(timed, rounds=ROUNDS, iterations=iterations, warmup_rounds=3)
 
     @staticmethod
     def _runner(

@@ -1,0 +1,80 @@
+"""One training step of the whole model: forward, loss and backward of a batch of clips.
+
+On a GPU the B1 models on two clips of 4 x 480 x 480 pixels; on a CPU B0 on one clip of 4 x 128 x
+128. The baseline, "eager", is the published programs' arithmetic: eager operators, features
+concatenated before they are mixed, and a loss on float32 logits at full size.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.harness import DEVICE, implementation_of, record
+from vss_models import create_model
+from vss_models.backbones.mit import DropPath
+from vss_models.losses import ClipLoss
+
+CLASSES = 124
+MODELS = ("mrcfa_b1", "cffm_b1") if DEVICE == "cuda" else ("mrcfa_b0", "cffm_b0")
+CLIPS, SIDE = (2, 480) if DEVICE == "cuda" else (1, 128)
+DTYPES = [torch.float32, torch.bfloat16] if DEVICE == "cuda" else [torch.float32]
+# "eager projected" also multiplies the fusion's matrices first; "fused" is what runs by default.
+IMPLEMENTATIONS = ("eager", "eager projected", "fused", "fused compiled")
+# How far the loss may be from the baseline's in float32, relative to it.
+ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Lets the check compare losses: compiled code draws other random numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.rate = 0.0
+
+
+def make_step(name, fusion, dtype, compiled, clip, labels):
+    """Returns a function that runs one step of a new model and returns its loss."""
+    torch.manual_seed(0)
+    model = create_model(name, CLASSES, fusion=fusion).to(DEVICE).train()
+    without_dropout(model)
+    loss = ClipLoss()
+    call = torch.compile(model) if compiled else model
+
+    def step():
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            value = loss(call(clip), labels)
+        value.backward()
+        return value.detach()
+
+    return step
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def bench_training_step(name, dtype, implementation, benchmark):
+    torch.manual_seed(1)
+    clip = torch.randn(CLIPS, 4, 3, SIDE, SIDE, device=DEVICE)
+    labels = torch.randint(CLASSES, (CLIPS, 4, SIDE, SIDE), dtype=torch.uint8, device=DEVICE)
+    labels[..., :8] = 255
+    with implementation_of((), "eager"):
+        expected = make_step(name, "concatenate", torch.float32, False, clip, labels)()
+    eager = implementation.startswith("eager")
+    with implementation_of((), "eager" if eager else "fused"):
+        fusion = "concatenate" if implementation == "eager" else "projected"
+        compiled = implementation.endswith("compiled")
+        step = make_step(name, fusion, dtype, compiled, clip, labels)
+        assert (step() - expected).abs() <= ALLOWED[dtype] * expected
+        record(
+            benchmark,
+            step,
+            operator="training step",
+            case=f"{name} {CLIPS}x4x{SIDE}x{SIDE}",
+            dtype=dtype,
+            mode="forward+backward",
+            implementation=implementation,
+        )

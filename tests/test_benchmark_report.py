@@ -1,0 +1,60 @@
+"""The report of benchmark rows: what is kept, what is shown, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from benchmarks.report import read_rows, write_report
+from benchmarks.results import COLUMNS
+
+
+def make_row(**values):
+    row = dict.fromkeys(COLUMNS, "x") | {
+        "device": "A CPU, 2 threads",
+        "times_faster_than_eager": "2.50",
+        "peak_mib": "3.0",
+        "median_ms": "",
+        "implementation": "native",
+    }
+    return row | values
+
+
+def write_rows(path, *rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_the_last_of_equal_measurements_counts(tmp_path):
+    path = tmp_path / "cpu.csv"
+    write_rows(path, make_row(), make_row(mode="other"), make_row(times_faster_than_eager="9.00"))
+    ratios = {row["mode"]: row["times_faster_than_eager"] for row in read_rows([path])}
+    assert ratios == {"x": "9.00", "other": "2.50"}
+
+
+def test_report_has_a_table_and_a_plot_for_each_device(tmp_path):
+    write_rows(
+        tmp_path / "rows.csv",
+        make_row(operator="focal_pool"),
+        make_row(operator="focal_pool", implementation="eager", times_faster_than_eager="1.00"),
+        make_row(operator="focal_pool", device="GPU 1", median_ms="0.1250"),
+    )
+    text = write_report(tmp_path).read_text()
+    assert text.count("### focal_pool") == 2
+    assert text.count("Median ms") == 1
+    assert "| 2.50 |" in text
+    for image in ("a-cpu-2-threads.png", "gpu-1.png"):
+        assert f"]({image})" in text
+        assert (tmp_path / image).read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make bench"):
+        write_report(tmp_path)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"other.csv must have the columns"):
+        write_report(tmp_path)
