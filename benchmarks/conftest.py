@@ -31,9 +31,11 @@ def measure(benchmark, request) -> Measure:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Writes the rows of a finished run; a run with failures writes none."""
+    """Writes the rows of the benchmarks that passed their check and ran to their end."""
     path = session.config.getoption("--results")
     benchmarks = getattr(session.config, "_benchmarksession", None)
-    if path is None or benchmarks is None or session.testsfailed:
+    if path is None or benchmarks is None:
         return
-    append_rows(path, rows_of(benchmarks.benchmarks))
+    rows = rows_of([entry for entry in benchmarks.benchmarks if not entry.has_error])
+    if rows:
+        append_rows(path, rows)
