@@ -14,14 +14,17 @@ from torch import nn
 from benchmarks.harness import DEVICE, implementation_of, record
 from vss_models import create_model
 from vss_models.backbones.mit import DropPath
+from vss_models.execution import compiled
 from vss_models.losses import ClipLoss
 
 CLASSES = 124
 MODELS = ("mrcfa_b1", "cffm_b1") if DEVICE == "cuda" else ("mrcfa_b0", "cffm_b0")
 CLIPS, SIDE = (2, 480) if DEVICE == "cuda" else (1, 128)
 DTYPES = [torch.float32, torch.bfloat16] if DEVICE == "cuda" else [torch.float32]
-# "eager projected" also multiplies the fusion's matrices first; "fused" is what runs by default.
-IMPLEMENTATIONS = ("eager", "eager projected", "fused", "fused compiled")
+# "eager projected" multiplies the fusion's matrices first; "fused" is what runs by default, followed
+# by how it is compiled.
+REPLAYS = ["fused cuda-graph"] if DEVICE == "cuda" else []
+IMPLEMENTATIONS = ["eager", "eager projected", "fused", "fused inductor", *REPLAYS]
 # How far the loss may be from the baseline's in float32, relative to it.
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
 
@@ -35,20 +38,25 @@ def without_dropout(model: nn.Module) -> None:
             module.rate = 0.0
 
 
-def make_step(name, fusion, dtype, compiled, clip, labels):
+def make_step(name, fusion, dtype, how, clip, labels):
     """Returns a function that runs one step of a new model and returns its loss."""
     torch.manual_seed(0)
     model = create_model(name, CLASSES, fusion=fusion).to(DEVICE).train()
     without_dropout(model)
     loss = ClipLoss()
-    call = torch.compile(model) if compiled else model
+
+    def forward():
+        return loss(model(clip), labels)
+
+    call = compiled(forward, how) if how else forward
 
     def step():
         model.zero_grad(set_to_none=True)
+        torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            value = loss(call(clip), labels)
+            value = call()
         value.backward()
-        return value.detach()
+        return value.detach().clone()
 
     return step
 
@@ -62,12 +70,12 @@ def bench_training_step(name, dtype, implementation, benchmark):
     labels = torch.randint(CLASSES, (CLIPS, 4, SIDE, SIDE), dtype=torch.uint8, device=DEVICE)
     labels[..., :8] = 255
     with implementation_of((), "eager"):
-        expected = make_step(name, "concatenate", torch.float32, False, clip, labels)()
-    eager = implementation.startswith("eager")
-    with implementation_of((), "eager" if eager else "fused"):
+        expected = make_step(name, "concatenate", torch.float32, None, clip, labels)()
+    operators, _, extra = implementation.partition(" ")
+    with implementation_of((), operators):
         fusion = "concatenate" if implementation == "eager" else "projected"
-        compiled = implementation.endswith("compiled")
-        step = make_step(name, fusion, dtype, compiled, clip, labels)
+        how = None if operators == "eager" else extra or None
+        step = make_step(name, fusion, dtype, how, clip, labels)
         assert (step() - expected).abs() <= ALLOWED[dtype] * expected
         record(
             benchmark,

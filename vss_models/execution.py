@@ -1,9 +1,9 @@
-"""How the model of a video is executed frame by frame: in which precision, compiled or not."""
+"""How a model is executed: in which precision, compiled or not, and a video frame by frame."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from vss_models.segmentor import VideoSegmentor
 PRECISIONS = ("float32", "bfloat16")
 CUDA_GRAPH = "cuda-graph"
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 FrameFunction = Callable[[Tensor, Sequence[Any]], tuple[Tensor, Any]]
 
 
@@ -47,8 +49,8 @@ class FrameProgram:
         if self.replays and next(model.parameters()).device.type != "cuda":
             raise ValueError(f"compile={CUDA_GRAPH!r} needs the model on a CUDA device")
         if compile is not None:
-            self._alone = _compiled(self._run_alone, compile)
-            self._related = _compiled(self._run_related, compile)
+            self._alone = compiled(self._run_alone, compile)
+            self._related = compiled(self._run_related, compile)
 
     def __call__(self, images: Tensor, references: Sequence[Any]) -> tuple[Tensor, Any]:
         """Segments frames.
@@ -80,7 +82,20 @@ class FrameProgram:
         return self.model.decode(state, references), state.reference
 
 
-def _compiled(function: FrameFunction, how: str) -> FrameFunction:
+def compiled(function: Callable[Arguments, Result], how: str) -> Callable[Arguments, Result]:
+    """Compiles a function in one piece.
+
+    Args:
+        function: Tensors to tensors.
+        how: "inductor" or another backend of torch.compile, or "cuda-graph", which compiles with
+            inductor and replays on a GPU: a result is overwritten by the next call.
+
+    Returns:
+        The function, which is compiled when it is called and anew for every new size.
+
+    Raises:
+        ValueError: If there is no such backend.
+    """
     if how == CUDA_GRAPH:
         return torch.compile(function, fullgraph=True, dynamic=False, mode="reduce-overhead")
     known = torch.compiler.list_backends(exclude_tags=())
@@ -101,4 +116,4 @@ def _clone(kept: Any) -> Any:
     return kept
 
 
-__all__ = ["CUDA_GRAPH", "PRECISIONS", "FrameProgram"]
+__all__ = ["CUDA_GRAPH", "PRECISIONS", "FrameProgram", "compiled"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from vss_kernels import upsample_argmax
 from vss_models.checkpoints import describe_data, load_backbone
 from vss_models.data import ClassTable, item_generator, numbered_classes
+from vss_models.execution import CUDA_GRAPH, compiled
 from vss_models.heads.segformer import ClipLogits
 from vss_models.losses import ClipLoss
 from vss_models.registry import create_model
@@ -43,6 +44,9 @@ class SegmentationModule(pl.LightningModule):
         label_smoothing: Share of the target probability spread over all classes.
         class_weights: One weight a class, or None.
         seed: Seed of the initial weights and of dropout.
+        compile: None trains the model as it is. "inductor" or "cuda-graph" compile forward, loss
+            and backward, see :func:`vss_models.execution.compiled`; compiled dropout draws other
+            numbers. Evaluation is not compiled.
 
     Raises:
         ValueError: If the model's name or settings are not valid, or a file does not fit the model.
@@ -60,6 +64,7 @@ class SegmentationModule(pl.LightningModule):
         label_smoothing: float = 0.0,
         class_weights: list[float] | None = None,
         seed: int = 0,
+        compile: str | None = None,
     ) -> None:
         super().__init__()
         if class_weights is not None and len(class_weights) != num_classes:
@@ -81,6 +86,10 @@ class SegmentationModule(pl.LightningModule):
         )
         self.optimizer_settings = optimizer
         self.seed = seed
+        self._replays = compile == CUDA_GRAPH
+        self._forward = self._logits_and_loss
+        if compile is not None:
+            self._forward = compiled(self._logits_and_loss, compile)
         self.classes: ClassTable = numbered_classes(num_classes)
         self._batches_started = 0
         self._evaluator: Evaluator | None = None
@@ -92,8 +101,11 @@ class SegmentationModule(pl.LightningModule):
 
         Raises:
             TypeError: If the trainer was not given a :class:`VideoDataModule`.
-            ValueError: If the model has another number of classes or references than the data.
+            ValueError: If the model has another number of classes or references than the data, or
+                its training cannot be replayed here.
         """
+        if self._replays and stage == "fit":
+            self._check_replays()
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, VideoDataModule):
             raise TypeError(
@@ -149,13 +161,18 @@ class SegmentationModule(pl.LightningModule):
         Raises:
             FloatingPointError: If the loss is not finite (looked at when it is logged).
         """
-        logits = self.model(batch["clip"])
-        loss = self.loss(logits, batch["labels"])
+        if self._replays:
+            torch.compiler.cudagraph_mark_step_begin()
+        logits, loss = self._forward(batch["clip"], batch["labels"])
         self.log("train/loss", loss, prog_bar=True)
         log_every_n_steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.trainer.global_step + 1) % log_every_n_steps == 0:
             self._log_parts(logits, batch["labels"], loss)
         return loss
+
+    def _logits_and_loss(self, clip: Tensor, labels: Tensor) -> tuple[ClipLogits, Tensor]:
+        logits = self.model(clip)
+        return logits, self.loss(logits, labels)
 
     @torch.no_grad()
     def _log_parts(self, logits: ClipLogits, labels: Tensor, loss: Tensor) -> None:
@@ -237,6 +254,19 @@ class SegmentationModule(pl.LightningModule):
         if self._evaluator is None:
             raise RuntimeError("the module is not set up: run it with a trainer")
         return self._evaluator
+
+    def _check_replays(self) -> None:
+        if self.device.type != "cuda":
+            raise ValueError(
+                f"compile={CUDA_GRAPH!r} needs a CUDA device, got {self.device}; use 'inductor'"
+            )
+        accumulated = self.trainer.accumulate_grad_batches
+        if accumulated != 1:
+            raise ValueError(
+                f"compile={CUDA_GRAPH!r} cannot accumulate gradients over batches, because a "
+                "replay overwrites those of the one before; use compile='inductor' or "
+                f"trainer.accumulate_grad_batches=1, got {accumulated}"
+            )
 
     def _built_with(self) -> dict[str, Any]:
         assert self.model.config is not None
