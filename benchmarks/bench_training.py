@@ -21,7 +21,7 @@ CLASSES = 124
 MODELS = ("mrcfa_b1", "cffm_b1") if DEVICE == "cuda" else ("mrcfa_b0", "cffm_b0")
 CLIPS, SIDE = (2, 480) if DEVICE == "cuda" else (1, 128)
 DTYPES = [torch.float32, torch.bfloat16] if DEVICE == "cuda" else [torch.float32]
-# "eager projected" multiplies the fusion's matrices first; "fused" is what runs by default, followed
+# "eager projected" multiplies the fusion's matrices first; "fused" is what runs by default, then
 # by how it is compiled.
 REPLAYS = ["fused cuda-graph"] if DEVICE == "cuda" else []
 IMPLEMENTATIONS = ["eager", "eager projected", "fused", "fused inductor", *REPLAYS]
