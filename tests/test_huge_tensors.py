@@ -62,7 +62,7 @@ def test_aggregate_affinity():
 
 
 def test_focal_pool():
-    weight, bias = random(49), random()
+    weight, bias = random(49), random(1)[0]
     x = random(MANY // (480 * 480 * 256) + 3, 480, 480, 256)
     assert_last_as_if_alone(lambda x: focal_pool(x, weight, bias, (69, 69)), [x])
 
