@@ -1,7 +1,7 @@
 # Set-up included: every target creates .venv, or reuses it, from .ci/constraints.txt.
 #   make demo      train, evaluate and segment on made-up videos; report in demo/
 #   make test      the tests                      make lint      style, types, import direction
-#   make bench     benchmarks, tables and plots   make sanitize  native CPU operators under ASan, UBSan
+#   make bench     benchmarks, tables and plots   make sanitize  native operators under ASan, UBSan, TSan
 #   make package   build wheel and sdist, install them elsewhere, try them
 # PYTHON=... chooses the interpreter (3.11 or 3.12).
 

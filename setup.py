@@ -8,7 +8,9 @@ Environment switches:
     TORCH_CUDA_ARCH_LIST    GPU architectures to build for (default: "8.0;9.0")
     CUDA_HOME               the toolkit's own folder, if it is not found by itself
     MAX_JOBS                compilers to run at a time (default: one per core)
-    VSS_KERNELS_SANITIZE    1 = CPU build under AddressSanitizer and UndefinedBehaviorSanitizer
+    VSS_KERNELS_SANITIZE    address = CPU build under AddressSanitizer and
+                            UndefinedBehaviorSanitizer, thread = the race check: what a GPU runs, on
+                            CPU threads under ThreadSanitizer
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent.resolve()
 DEFAULT_ARCH_LIST = "8.0;9.0"
+SANITIZE_FLAGS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread", "-DVSS_THREADED_BLOCK"],
+}
 
 
 def announce(message: str) -> None:
@@ -128,7 +134,11 @@ def extension_arguments(torch: object) -> dict[str, object]:
     # Imported only now: it reads CUDA_HOME when it is imported.
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    sources = ["csrc/ops.cpp", "csrc/module.cpp", *relative_sources("cpu*.cpp")]
+    sanitize = os.environ.get("VSS_KERNELS_SANITIZE", "")
+    if sanitize not in ("", *SANITIZE_FLAGS):
+        raise SystemExit(f"VSS_KERNELS_SANITIZE must be address or thread, got {sanitize!r}")
+    launchers = "threaded.cpp" if sanitize == "thread" else "cpu*.cpp"
+    sources = ["csrc/ops.cpp", "csrc/module.cpp", *relative_sources(launchers)]
     flags = [
         "-O3",
         "-std=c++20",
@@ -138,10 +148,9 @@ def extension_arguments(torch: object) -> dict[str, object]:
         "-Wno-unknown-pragmas",
     ]
     link_flags = ["-fopenmp"]
-    if switch("VSS_KERNELS_SANITIZE"):
-        sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-        flags += [*sanitize, "-g", "-O1", "-DVSS_NO_CPU_CLONES"]
-        link_flags += sanitize
+    if sanitize:
+        flags += [*SANITIZE_FLAGS[sanitize], "-g", "-O1", "-DVSS_NO_CPU_CLONES"]
+        link_flags += SANITIZE_FLAGS[sanitize]
     arch_list = os.environ.get("TORCH_CUDA_ARCH_LIST", "") if toolkit is not None else ""
     info = {
         "torch": torch.__version__,

@@ -12,7 +12,7 @@ struct LanesOf;
 template <typename Block>
 using Lanes = typename LanesOf<Block::kLanes>::Type;
 
-#if defined(__CUDACC__)
+#if defined(VSS_GPU_CODE)
 
 template <>
 struct LanesOf<1> {

@@ -1,18 +1,13 @@
 // Work on single planes: tiles, frames of zeros, and the way from and to maps in global memory.
 #pragma once
 
+#include "../common/hints.h"
 #include "lanes.h"
 #include "program.h"
 
-#if defined(__CUDACC__)
+#if defined(VSS_GPU_CODE)
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
-
-#define VSS_UNROLL _Pragma("unroll")
-#elif defined(VSS_NO_CPU_CLONES)
-#define VSS_UNROLL  // sanitizers would make each copy many times as large
-#else
-#define VSS_UNROLL _Pragma("GCC unroll 64")
 #endif
 
 namespace vss::aggregation {
@@ -51,7 +46,7 @@ VSS_HOST_DEVICE void clear_frames(const Block& block, const Grid& g, int channel
 // converts them.
 template <typename F>
 VSS_HOST_DEVICE void with_type(Kind kind, void* data, const F& f) {
-#if defined(__CUDACC__)
+#if defined(VSS_GPU_CODE)
   if (kind == Kind::float16) return f(static_cast<c10::Half*>(data));
   if (kind == Kind::bfloat16) return f(static_cast<c10::BFloat16*>(data));
 #endif

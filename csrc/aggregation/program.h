@@ -17,6 +17,7 @@ constexpr int kGrids = 3;  // coarse, middle, fine
 constexpr int kRows = 4;   // rows of a tile, the output of one work item
 
 constexpr int kMaxWarps = 16;
+constexpr int kMaxTotals = 49;  // sums that a step takes at once: the weights of a 7x7 kernel
 
 // How many output channels' weight gradients are summed together: what registers can hold.
 VSS_HOST_DEVICE constexpr int channels_together(int kernel, int out) { return kernel <= 3 ? out : 1; }
@@ -74,7 +75,9 @@ struct Program {
   int totals;  // the most sums that a step takes at once
 
   // A block's scratch: the parameters as float32, then room for the sums (totals.h).
-  VSS_HOST_DEVICE int scratch_floats() const { return parameter_count + totals * (1 + kMaxWarps); }
+  VSS_HOST_DEVICE int scratch_floats() const {
+    return parameter_count + kMaxTotals + totals * kMaxWarps;
+  }
 };
 
 enum class Kind : int8_t { float32, float16, bfloat16 };

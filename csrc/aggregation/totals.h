@@ -3,74 +3,82 @@
 //   totals<kCount>(block, items, scratch, f)
 //
 // calls f(i, partial) for every i in [0, items), which adds to partial[0 .. kCount), and leaves the
-// sums in scratch[0 .. kCount). The order of the additions is fixed. All writes that f made to shared
-// memory are visible to the block afterwards. Scratch:
-// kCount * (1 + kMaxWarps) floats, for nothing else.
+// sums in scratch[0 .. kCount), where they stay until the next call has let all threads of the block
+// finish f. The order of the additions is fixed. All writes that f made to shared memory are visible
+// to the block afterwards. Scratch: kMaxTotals + kCount * kMaxWarps floats, for nothing else.
 #pragma once
 
+#include "../common/hints.h"
 #include "lanes.h"
 #include "program.h"
 
 namespace vss::aggregation {
 
-#if !defined(__CUDACC__)
-
-template <int kCount, typename Block, typename F>
-VSS_HOST_DEVICE void totals(const Block&, int items, float* scratch, const F& f) {
-  Lanes<Block> partial[kCount] = {};
-  for (int i = 0; i < items; ++i) f(i, partial);
-  for (int n = 0; n < kCount; ++n) scratch[n] = sum_of_lanes(partial[n]);
-}
-
-#else
+#if defined(VSS_GPU_CODE)
 
 // Sums each of kCount values (a power of two up to the warp's size) over the warp. Half of the values
 // change hands in each round, so that all of them together take about kCount shuffles, not five each.
 // The sum of value n ends in values[0] of the lanes whose upper bits are n.
-template <int kCount, int kOffset = CudaBlock::kWarp / 2>
-__device__ void sum_over_warp(float* values) {
+template <int kCount, int kOffset = GpuBlock::kWarp / 2>
+VSS_DEVICE void sum_over_warp(const GpuBlock& block, float* values) {
   if constexpr (kOffset > 0 && kCount == 1) {
-    values[0] += __shfl_xor_sync(0xffffffffu, values[0], kOffset);
-    sum_over_warp<1, kOffset / 2>(values);
+    float other[1] = {values[0]};
+    block.exchange(other, kOffset);
+    values[0] += other[0];
+    sum_over_warp<1, kOffset / 2>(block, values);
   } else if constexpr (kOffset > 0) {
-    const bool upper = threadIdx.x & kOffset;
-#pragma unroll
+    const bool upper = block.rank() & kOffset;
+    float other[kCount / 2];
+    VSS_UNROLL
     for (int n = 0; n < kCount / 2; ++n) {
-      const float give = upper ? values[n] : values[n + kCount / 2];
-      const float keep = upper ? values[n + kCount / 2] : values[n];
-      values[n] = keep + __shfl_xor_sync(0xffffffffu, give, kOffset);
+      other[n] = upper ? values[n] : values[n + kCount / 2];
+      values[n] = upper ? values[n + kCount / 2] : values[n];
     }
-    sum_over_warp<kCount / 2, kOffset / 2>(values);
+    block.exchange(other, kOffset);
+    VSS_UNROLL
+    for (int n = 0; n < kCount / 2; ++n) values[n] += other[n];
+    sum_over_warp<kCount / 2, kOffset / 2>(block, values);
   }
 }
 
 constexpr int next_power_of_two(int n) { return n <= 1 ? 1 : 2 * next_power_of_two((n + 1) / 2); }
 
 template <int kCount, typename F>
-__device__ void totals(const CudaBlock& block, int items, float* scratch, const F& f) {
-  constexpr int kWarp = CudaBlock::kWarp;
+VSS_DEVICE void totals(const GpuBlock& block, int items, float* scratch, const F& f) {
+  static_assert(kCount <= kMaxTotals);
+  constexpr int kWarp = GpuBlock::kWarp;
   constexpr int kGroup = kCount < kWarp ? next_power_of_two(kCount) : kWarp;
   constexpr int kGroups = (kCount + kGroup - 1) / kGroup;
   float partial[kGroups * kGroup] = {};
-  for (int i = threadIdx.x; i < items; i += blockDim.x) f(i, partial);
+  for (int i = block.rank(); i < items; i += block.size()) f(i, partial);
 
-  const int lane = threadIdx.x % kWarp;
-  const int warp = threadIdx.x / kWarp;
-#pragma unroll
+  const int lane = block.rank() % kWarp;
+  const int warp = block.rank() / kWarp;
+  // Not where the last call's sums may be: slower warps still read them.
+  float* of_warps = scratch + kMaxTotals;
+  VSS_UNROLL
   for (int group = 0; group < kGroups; ++group) {
-    sum_over_warp<kGroup>(partial + group * kGroup);
+    sum_over_warp<kGroup>(block, partial + group * kGroup);
     const int n = group * kGroup + lane / (kWarp / kGroup);
     if (lane % (kWarp / kGroup) == 0 && n < kCount)
-      scratch[(1 + warp) * kCount + n] = partial[group * kGroup];
+      of_warps[warp * kCount + n] = partial[group * kGroup];
   }
   block.sync();
-  for (int n = threadIdx.x; n < kCount; n += blockDim.x) {
+  for (int n = block.rank(); n < kCount; n += block.size()) {
     float total = 0;
-    for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w)
-      total += scratch[(1 + w) * kCount + n];
+    for (int w = 0; w < block.size() / kWarp; ++w) total += of_warps[w * kCount + n];
     scratch[n] = total;
   }
   block.sync();
+}
+
+#else
+
+template <int kCount, typename Block, typename F>
+VSS_HOST_DEVICE void totals(const Block&, int items, float* scratch, const F& f) {
+  Lanes<Block> partial[kCount] = {};
+  for (int i = 0; i < items; ++i) f(i, partial);
+  for (int n = 0; n < kCount; ++n) scratch[n] = sum_of_lanes(partial[n]);
 }
 
 #endif

@@ -20,8 +20,15 @@
 
 #if defined(__CUDACC__)
 #define VSS_HOST_DEVICE __host__ __device__ __forceinline__
+#define VSS_DEVICE __device__ __forceinline__
 #else
 #define VSS_HOST_DEVICE inline __attribute__((always_inline))
+#define VSS_DEVICE VSS_HOST_DEVICE
+#endif
+
+// Whether this compilation is of what a GPU runs: by nvcc, or for the race check (threads.h).
+#if defined(__CUDACC__) || defined(VSS_THREADED_BLOCK)
+#define VSS_GPU_CODE
 #endif
 
 // Marks the CPU function that runs one block. The compiler emits it for several instruction sets
@@ -74,44 +81,78 @@ class CpuBlock {
   float* scratch_;
 };
 
-#if defined(__CUDACC__)
-
-class CudaBlock {
+// A block of threads that share memory. All of them run the algorithm, each taking its share of every
+// for_each. `Thread` is what one of them asks of the machine:
+//
+//   rank(), size()         its number in the block, and how many there are
+//   wait(line)             returns once all threads of the block are here
+//   exchange(values, mask) swaps the values with the thread of its warp whose rank differs by `mask`
+template <typename Thread>
+class SharedBlock {
  public:
   static constexpr int kLanes = 1;
   static constexpr int kWarp = 32;
   // The launcher adds this many floats of shared memory in front of an algorithm's own scratch.
   static constexpr int kReserved = kWarp;
 
-  __device__ explicit CudaBlock(float* shared) : shared_(shared) {}
+  VSS_DEVICE SharedBlock(const Thread& thread, float* shared) : thread_(thread), shared_(shared) {}
+
+  VSS_DEVICE int rank() const { return thread_.rank(); }
+  VSS_DEVICE int size() const { return thread_.size(); }
 
   template <typename F>
-  __device__ void for_each(int64_t n, const F& f) const {
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) f(i);
+  VSS_DEVICE void for_each(int64_t n, const F& f) const {
+    for (int64_t i = rank(); i < n; i += size()) f(i);
   }
 
   // The block must have a whole number of warps.
   template <typename F>
-  __device__ float sum(int64_t n, const F& f) const {
+  VSS_DEVICE float sum(int64_t n, const F& f) const {
     float value = 0;
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) value += f(i);
-    for (int offset = kWarp / 2; offset > 0; offset /= 2)
-      value += __shfl_xor_sync(0xffffffffu, value, offset);
-    if (threadIdx.x % kWarp == 0) shared_[threadIdx.x / kWarp] = value;
-    __syncthreads();
+    for (int64_t i = rank(); i < n; i += size()) value += f(i);
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+      float other[1] = {value};
+      exchange(other, offset);
+      value += other[0];
+    }
+    if (rank() % kWarp == 0) shared_[rank() / kWarp] = value;
+    sync();
     float total = 0;
-    for (int warp = 0; warp < static_cast<int>(blockDim.x) / kWarp; ++warp) total += shared_[warp];
-    __syncthreads();  // the partial sums may be overwritten by the next call
+    for (int warp = 0; warp < size() / kWarp; ++warp) total += shared_[warp];
+    sync();  // the partial sums may be overwritten by the next call
     return total;
   }
 
-  __device__ float* scratch() const { return shared_ + kReserved; }
-  __device__ void sync() const { __syncthreads(); }
+  template <int kCount>
+  VSS_DEVICE void exchange(float (&values)[kCount], int mask) const {
+    thread_.exchange(values, mask);
+  }
+
+  VSS_DEVICE float* scratch() const { return shared_ + kReserved; }
+  VSS_DEVICE void sync(int line = __builtin_LINE()) const { thread_.wait(line); }
 
  private:
+  Thread thread_;
   float* shared_;
 };
 
-#endif  // __CUDACC__
+#if defined(__CUDACC__)
+
+class CudaThread {
+ public:
+  __device__ int rank() const { return threadIdx.x; }
+  __device__ int size() const { return blockDim.x; }
+  __device__ void wait(int) const { __syncthreads(); }
+
+  template <int kCount>
+  __device__ void exchange(float (&values)[kCount], int mask) const {
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) values[n] = __shfl_xor_sync(0xffffffffu, values[n], mask);
+  }
+};
+
+using GpuBlock = SharedBlock<CudaThread>;
+
+#endif
 
 }  // namespace vss

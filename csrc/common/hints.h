@@ -12,6 +12,10 @@
 #define VSS_INLINE
 #else
 #define VSS_SIMD _Pragma("omp simd")
-#define VSS_UNROLL _Pragma("GCC unroll 8")
+#if defined(VSS_NO_CPU_CLONES)
+#define VSS_UNROLL  // sanitizers make each copy many times as large
+#else
+#define VSS_UNROLL _Pragma("GCC unroll 64")
+#endif
 #define VSS_INLINE __attribute__((always_inline))
 #endif

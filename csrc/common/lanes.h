@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "block.h"
+#include "hints.h"
 
 namespace vss {
 
@@ -102,9 +103,6 @@ struct Left {
   const float* data;
   int64_t row, column;
 };
-
-// Unrolls the loops over a tile, without which its sums would not stay in registers.
-#define VSS_UNROLL _Pragma("GCC unroll 16")
 
 template <int kRows, int kVectors, bool kAdd>
 VSS_HOST_DEVICE void multiply_tile(const Left& a, const float* b, int64_t b_row, float* c,

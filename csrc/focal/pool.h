@@ -10,6 +10,7 @@
 // cell's gradient with the patch's pixels.
 #pragma once
 
+#include "../common/hints.h"
 #include "../common/resize.h"
 
 namespace vss::focal {
@@ -155,14 +156,24 @@ VSS_HOST_DEVICE void pool_weight_backward(const Block& block, const PoolGeometry
   const T* cell = grad + index * g.channels;
   const T* corner = x + b * g.x_batch + ys.begin * g.x_row + xs.begin * g.x_column;
 
+  constexpr int kPartials = 16;  // independent sums, which need not wait for each other
   float* products = block.scratch();  // [ys, xs]: gradient . pixel
   block.for_each(ys.size() * xs.size(), [&](int64_t i) {
     const T* pixel = corner + i / xs.size() * g.x_row + i % xs.size() * g.x_column;
-    float partial[CpuBlock::kLanes] = {};
-    for (int64_t c = 0; c < g.channels; ++c)
-      partial[c % CpuBlock::kLanes] += static_cast<float>(cell[c]) * static_cast<float>(pixel[c]);
+    float partial[kPartials] = {};
+    int64_t c = 0;
+    for (; c + kPartials <= g.channels; c += kPartials) {
+      VSS_UNROLL
+      for (int n = 0; n < kPartials; ++n)
+        partial[n] += static_cast<float>(cell[c + n]) * static_cast<float>(pixel[c + n]);
+    }
+    VSS_UNROLL
+    for (int n = 0; n < kPartials; ++n)  // a known n keeps the array in registers
+      if (c + n < g.channels)
+        partial[n] += static_cast<float>(cell[c + n]) * static_cast<float>(pixel[c + n]);
     float total = 0;
-    for (int lane = 0; lane < CpuBlock::kLanes; ++lane) total += partial[lane];
+    VSS_UNROLL
+    for (int n = 0; n < kPartials; ++n) total += partial[n];
     products[i] = total;
   });
   block.sync();
