@@ -95,7 +95,8 @@ class SharedBlock {
   // The launcher adds this many floats of shared memory in front of an algorithm's own scratch.
   static constexpr int kReserved = kWarp;
 
-  VSS_DEVICE SharedBlock(const Thread& thread, float* shared) : thread_(thread), shared_(shared) {}
+  VSS_DEVICE explicit SharedBlock(float* shared, const Thread& thread = {})
+      : thread_(thread), shared_(shared) {}
 
   VSS_DEVICE int rank() const { return thread_.rank(); }
   VSS_DEVICE int size() const { return thread_.size(); }
@@ -152,6 +153,7 @@ class CudaThread {
 };
 
 using GpuBlock = SharedBlock<CudaThread>;
+using CudaBlock = GpuBlock;
 
 #endif
 

@@ -53,7 +53,7 @@ inline GpuLimits gpu_limits() {
 template <int kThreads, typename F>
 __global__ void __launch_bounds__(kThreads) run_blocks(const __grid_constant__ F f) {
   extern __shared__ float shared[];
-  f(GpuBlock({}, shared), static_cast<int64_t>(blockIdx.x), static_cast<int64_t>(gridDim.x));
+  f(GpuBlock(shared), static_cast<int64_t>(blockIdx.x), static_cast<int64_t>(gridDim.x));
 }
 
 template <int kThreads, typename F>

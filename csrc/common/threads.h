@@ -109,7 +109,7 @@ void launch_blocks(const char*, int64_t blocks, int64_t threads, int64_t scratch
   for (int64_t index = 0; index < blocks; ++index) {
     for (int rank = 0; rank < size; ++rank) {
       workers.emplace_back([&, index, rank] {
-        const GpuBlock block({*teams[index], rank}, shared[index].data());
+        const GpuBlock block(shared[index].data(), {*teams[index], rank});
         f(block, index, blocks);
         block.sync();
       });
