@@ -11,6 +11,7 @@ import torch
 from vss_kernels import upsample_argmax
 from vss_models import VideoSegmentor, create_model
 from vss_models.data import EvaluationTransform
+from vss_models.data.transforms import normalise
 from vss_models.streaming import StreamingSegmenter
 
 SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 1, 1, 1), "embed_dim": 32}
@@ -43,7 +44,7 @@ def tiny_model(name: str, **overrides: Any) -> VideoSegmentor:
 def video(length: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     """Textured frames (L, H, W, 3) that move and change enough to give each frame other labels."""
     generator = np.random.default_rng(seed)
-    texture = generator.integers(0, 256, (height // 6 + 2, width // 6 + 40, 3)).astype(np.uint8)
+    texture = generator.integers(0, 256, (height // 6 + 2, width // 6 + length, 3), np.uint8)
     large = texture.repeat(6, 0).repeat(6, 1)
     return np.stack([large[:height, 5 * t : 5 * t + width] for t in range(length)])
 
@@ -56,53 +57,122 @@ def logits_by_clip(model: VideoSegmentor, images: torch.Tensor, target: int) -> 
     return model(images[[*references, target]][None])
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("mrcfa_b0", (48, 85)),
-        ("mrcfa_b1", (101, 67)),
-        ("cffm_b0", (48, 85)),
-        ("cffm_b1", (101, 67)),
-        ("segformer_b0", (101, 67)),
-    ],
-)
-@torch.no_grad()
-def test_streaming_is_the_clip_path(name: str, size: tuple[int, int]) -> None:
-    # In float64: one frame and a batch of four are summed up in another order, and in float32 that
-    # may decide the label of a pixel between two classes.
-    model = tiny_model(name).double()
-    frames = video(42, *size)
-    images = TRANSFORM(torch.from_numpy(frames).permute(0, 3, 1, 2)).double()
+def check_against_clips(
+    model: VideoSegmentor, frames: list[Any], images: torch.Tensor, size: tuple[int, int]
+) -> None:
+    """Streams the frames and compares every bit with the clip path on the network's input."""
     stream = StreamingSegmenter(model, transform=TRANSFORM)
+    twin = StreamingSegmenter(model, transform=TRANSFORM)
+    through = (images.shape[-2], images.shape[-1])
     seen = set()
     for target, frame in enumerate(frames):
         labels = stream.step(frame)
-        logits = logits_by_clip(model, images, target)
-        through = (images.shape[-2], images.shape[-1])
+        logits = twin.step_logits(images[target : target + 1])
+        expected = logits_by_clip(model, images, target)
+        assert torch.equal(logits, expected), target
         assert labels.dtype == torch.uint8
-        assert torch.equal(labels, upsample_argmax(logits, size, through=through)[0]), target
+        assert torch.equal(labels, upsample_argmax(expected, size, through=through)[0]), target
         seen.update(labels.unique().tolist())
-    assert stream.num_frames == 42
+    assert stream.num_frames == len(frames)
     assert len(seen) > 2
+
+
+@pytest.mark.parametrize("size", [(48, 85), (101, 67)])
+@pytest.mark.parametrize("name", ["mrcfa_b0", "mrcfa_b1", "cffm_b0", "cffm_b1", "segformer_b0"])
+@torch.no_grad()
+def test_streaming_is_the_clip_path(name: str, size: tuple[int, int]) -> None:
+    frames = video(64, *size)
+    images = TRANSFORM(torch.from_numpy(frames).permute(0, 3, 1, 2))
+    check_against_clips(tiny_model(name), list(frames), images, size)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (160, 32), (96, 128)])
+@pytest.mark.parametrize("name", ["mrcfa_b0", "cffm_b0"])
+@torch.no_grad()
+def test_streaming_is_the_clip_path_of_float_frames(name: str, size: tuple[int, int]) -> None:
+    images = normalise(torch.from_numpy(video(61, *size)).permute(0, 3, 1, 2) / 255)
+    check_against_clips(tiny_model(name), list(images), images, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mrcfa_b1", "cffm_b1"])
+@torch.no_grad()
+def test_published_size_is_the_clip_path(name: str) -> None:
+    """The published model and recipe: a frame of an odd size becomes 480x864."""
+    torch.manual_seed(5)
+    model = create_model(name, 124).eval()
+    frame_size, transform = (361, 641), EvaluationTransform()
+    stream = StreamingSegmenter(model)
+    frames = video(14, *frame_size)
+    images = torch.cat([transform(torch.from_numpy(f).permute(2, 0, 1)[None]) for f in frames])
+    assert images.shape[-2:] == (480, 864)
+    for target, frame in enumerate(frames):
+        labels = stream.step(frame)
+        expected = logits_by_clip(model, images, target)
+        assert torch.equal(labels, upsample_argmax(expected, frame_size, through=(480, 864))[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["mrcfa_b1", "cffm_b1"])
+@torch.no_grad()
+def test_clip_path_frame_by_frame_on_a_gpu(name: str) -> None:
+    model = tiny_model(name).cuda()
+    images = TRANSFORM(torch.from_numpy(video(61, 48, 85)).permute(0, 3, 1, 2)).cuda()
+    stream = StreamingSegmenter(model)
+    model.encode_together = False
+    for target in range(61):
+        logits = stream.step_logits(images[target : target + 1])
+        assert torch.equal(logits, logits_by_clip(model, images, target)), target
+
+
+@pytest.mark.parametrize(
+    ("setting", "compiled", "expected"),
+    [
+        (None, False, [2, 2, 2, 2]),
+        (True, False, [8]),
+        (False, False, [2, 2, 2, 2]),
+        (None, True, [8]),
+        (False, True, [2, 2, 2, 2]),
+    ],
+)
+@torch.no_grad()
+def test_encode_together(setting: bool | None, compiled: bool, expected: list[int]) -> None:
+    """One by one on a CPU, together where launches or graphs count, unless said otherwise."""
+    torch.compiler.reset()
+    model = tiny_model("cffm_b0")
+    batches: list[int] = []
+    encode = model.backbone.forward
+
+    def record(images: torch.Tensor) -> Any:
+        batches.append(len(images))
+        return encode(images)
+
+    model.backbone.forward = record  # type: ignore[method-assign]
+    clip = torch.randn(2, 4, 3, 64, 96)
+    exact = model(clip)
+    batches.clear()
+    model.encode_together = setting
+    run = torch.compile(model, backend="eager") if compiled else model
+    torch.testing.assert_close(run(clip), exact, rtol=1e-5, atol=1e-5 * exact.abs().max().item())
+    assert batches == expected
 
 
 @pytest.mark.parametrize("name", ["mrcfa_b1", "cffm_b1"])
 @torch.no_grad()
 def test_logits_tell_the_schedule(name: str) -> None:
-    """Logits agree far more closely than those with any reference swapped for a neighbour."""
+    """Logits are equal, and those with any reference swapped for a neighbour are far away."""
     model = tiny_model(name)
     images = TRANSFORM(torch.from_numpy(video(16, 48, 85)).permute(0, 3, 1, 2))
     stream = StreamingSegmenter(model)
     for target in range(16):
         logits = stream.step_logits(images[target : target + 1])
         expected = logits_by_clip(model, images, target)
-        largest = expected.abs().max()
-        assert (logits - expected).abs().max() < 5e-6 * largest, target
+        assert torch.equal(logits, expected), target
     for number in range(3):
         references = [6, 9, 12]
         references[number] += 1
         other = model(images[[*references, 15]][None])
-        assert (other - expected).abs().max() > 1e-3 * largest
+        assert (other - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", ["mrcfa_b1", "cffm_b0", "segformer_b0"])
@@ -114,6 +184,17 @@ def test_videos_side_by_side(name: str) -> None:
     for number, frames in enumerate(videos):
         alone = StreamingSegmenter(model, transform=TRANSFORM)
         assert torch.equal(labels[:, number], torch.stack([alone.step(f) for f in frames]))
+
+
+@pytest.mark.parametrize("name", ["mrcfa_b1", "cffm_b0"])
+@torch.no_grad()
+def test_videos_side_by_side_are_a_batch_of_clips(name: str) -> None:
+    model = tiny_model(name)
+    images = torch.randn(12, 2, 3, 64, 96)
+    stream = StreamingSegmenter(model)
+    for together in images:
+        logits = stream.step_logits(together)
+    assert torch.equal(logits, model(images[[2, 5, 8, 11]].transpose(0, 1)))
 
 
 def kept_bytes(stream: StreamingSegmenter) -> int:
@@ -168,10 +249,10 @@ def test_normalised_input_and_chosen_size() -> None:
 
 
 def test_other_offsets() -> None:
-    model = tiny_model("mrcfa_b1", num_references=2).double()
+    model = tiny_model("mrcfa_b1", num_references=2)
     stream = StreamingSegmenter(model, offsets=(-2, -1), transform=TRANSFORM)
     frames = video(6, 48, 85)
-    images = TRANSFORM(torch.from_numpy(frames).permute(0, 3, 1, 2)).double()
+    images = TRANSFORM(torch.from_numpy(frames).permute(0, 3, 1, 2))
     labels = [stream.step(frame) for frame in frames]
     with torch.no_grad():
         logits = model(images[[3, 4, 5]][None])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .heads.segformer import ClipLogits, FrameState, SegFormerHead
@@ -43,9 +44,14 @@ class VideoSegmentor(nn.Module):
         class_colours: Their colours (red, green, blue), 0..255.
         reference_offsets: The frames it looks back to, relative to the target, oldest first.
         frame_scale: (long edge, short edge) in pixels that evaluation frames are fitted into.
+        encode_together: Whether the frames of a clip pass the encoder as one batch in evaluation.
+            False passes them one by one: then the logits are those of
+            :class:`vss_models.streaming.StreamingSegmenter` bit for bit. True saves launches and
+            rounds differently. None, the default, is False on a CPU, where a batch gains nothing,
+            and True on other devices and in compiled and exported programs.
 
-    The last four are None until they are known. Training sets them and checkpoints keep them, so
-    that a model can be used without its data set.
+    The four before `encode_together` are None until they are known. Training sets them and
+    checkpoints keep them, so that a model can be used without its data set.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class VideoSegmentor(nn.Module):
         self.class_colours: tuple[tuple[int, int, int], ...] | None = None
         self.reference_offsets: tuple[int, ...] | None = None
         self.frame_scale: tuple[int, int] | None = None
+        self.encode_together: bool | None = None
 
     def forward(self, clip: Tensor) -> Tensor | ClipLogits:
         """Segments the last frame of each clip with the help of the others.
@@ -87,18 +94,21 @@ class VideoSegmentor(nn.Module):
         self._check_size(clip)
         if self.num_references == 0 and not self.training:
             clip = clip[:, -1:]
-        return self.head(self.backbone(clip.flatten(0, 1)), num_clips)
+        if self.training or self._encodes_together(clip):
+            return self.head(self._features(clip.flatten(0, 1)), num_clips)
+        *references, target = (self.encode_frame(frames) for frames in clip.unbind(1))
+        return self.decode(target, [frame.reference for frame in references])
 
     def single_frame(self, images: Tensor) -> Tensor:
         """Returns the per-frame logits (N, K, H/4, W/4) of images (N, 3, H, W)."""
         check_images("images", images, "(N, 3, H, W)")
-        return self.head.classify(self.head.fusion(self.backbone(images)))
+        return self.head.classify(self.head.fusion(self._features(images)))
 
     def encode_frame(self, images: Tensor) -> FrameState:
         """Computes once, for N frames (N, 3, H, W), all that decoding with them needs."""
         check_images("images", images, "(N, 3, H, W)")
         self._check_size(images)
-        return self.head.encode_frame(self.backbone(images))
+        return self.head.encode_frame(self._features(images))
 
     def decode(self, frame: FrameState, references: Sequence[Any]) -> Tensor:
         """Segments a frame given the `reference` states of earlier frames.
@@ -111,6 +121,15 @@ class VideoSegmentor(nn.Module):
             Logits (N, K, H/4, W/4), the same as of the clip of these frames.
         """
         return self.head.decode(frame, references)
+
+    def _encodes_together(self, clip: Tensor) -> bool:
+        if self.encode_together is not None:
+            return self.encode_together
+        return clip.device.type != "cpu" or torch.compiler.is_compiling()
+
+    def _features(self, images: Tensor) -> Sequence[Tensor]:
+        # Convolutions round differently for frames that are stored with the channels last.
+        return self.backbone(images.contiguous())
 
     def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
