@@ -76,8 +76,10 @@ class CFFMHead(SegFormerHead):
     def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:
         """Segments clips; see `SegFormerHead.forward`. M = 1 target prediction in training."""
         fused = self.fusion(features)
-        clips = split_clips(resize(fused, features[1].shape[-2:]), num_clips)
-        logits = self._decode(clips[:, -1], clips[:, :-1], fused.shape[-2:])
+        fused_at_8 = resize(fused, features[1].shape[-2:])
+        clips = split_clips(_channels_last(fused_at_8), num_clips)
+        target = split_clips(fused_at_8, num_clips)[:, -1]
+        logits = self._decode(target, clips[:, -1], clips[:, :-1], fused.shape[-2:])
         if not self.training:
             return logits
         return ClipLogits(split_clips(self.classify(fused), num_clips), logits.unsqueeze(1))
@@ -86,7 +88,9 @@ class CFFMHead(SegFormerHead):
         """Computes the state of N frames: their fused features, at 1/4 and at 1/8."""
         fused = self.fusion(features)
         fused_at_8 = resize(fused, features[1].shape[-2:])
-        return FrameState(fused, fused_at_8, fused_at_8)
+        # Every block normalises the references again, which needs adjacent channels.
+        rows = _channels_last(fused_at_8)
+        return FrameState(fused, fused_at_8, rows.permute(0, 3, 1, 2))
 
     def decode(self, frame: FrameState, references: Sequence[Tensor]) -> Tensor:
         """Returns the logits (N, K, H/4, W/4) of a frame given R earlier ones, oldest first.
@@ -102,16 +106,29 @@ class CFFMHead(SegFormerHead):
             raise ValueError(
                 f"references must hold {self.num_references} frames, got {len(references)}"
             )
-        return self._decode(frame.target, torch.stack(list(references), 1), frame.fused.shape[-2:])
+        target, *earlier = (_channels_last(state) for state in (frame.reference, *references))
+        return self._decode(frame.target, target, torch.stack(earlier, 1), frame.fused.shape[-2:])
 
-    def _decode(self, target: Tensor, references: Tensor, size: Sequence[int]) -> Tensor:
-        """Decodes (B, E, h, w) with references (B, R, E, h, w) into (B, K, *size)."""
-        earlier = references.permute(0, 1, 3, 4, 2)
-        refined = target.permute(0, 2, 3, 1)
+    def _decode(
+        self, target: Tensor, refined: Tensor, references: Tensor, size: Sequence[int]
+    ) -> Tensor:
+        """Decodes target maps into logits (B, K, *size).
+
+        Args:
+            target: (B, E, h, w).
+            refined: The same with the channels last, (B, h, w, E): what the blocks start from.
+            references: (B, R, h, w, E).
+            size: Height and width of the logits.
+        """
         for block in self.blocks:
-            refined = block(refined, earlier)
+            refined = block(refined, references)
         both = torch.cat([target, refined.permute(0, 3, 1, 2)], dim=1)
         return resize(self.target_classifier(self.dropout(both)), size)
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    """Turns (N, E, h, w) into (N, h, w, E), contiguous; no copy where they are stored so."""
+    return maps.permute(0, 2, 3, 1).contiguous()
 
 
 __all__ = ["CFFMHead"]

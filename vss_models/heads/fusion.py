@@ -47,7 +47,8 @@ class PyramidFusion(nn.Module):
             return F.relu(self.norm(self._concatenate(features)))
         if self.norm.training:
             return F.relu(self.norm(self._project(features, fold_norm=False)))
-        return F.relu(self._project(features, fold_norm=True))
+        # In place, as nothing else refers to the sum: at 1/4 a second map costs more than the ReLU.
+        return F.relu(self._project(features, fold_norm=True), inplace=True)
 
     def _project(self, features: Sequence[Tensor], fold_norm: bool) -> Tensor:
         weights, bias = self._level_weights(features[0].device.type, fold_norm)

@@ -105,9 +105,10 @@ class MRCFAHead(SegFormerHead):
         size = fused.shape[-2:]
         if not self.training:
             return self._decode_final(answers, target, size)
+        maps = answers.mT.unflatten(3, target.sizes[0])
         per_reference = [
             resize(self.decoders[i](self.dropout(answer)), size)
-            for i, answer in enumerate(answers.unbind(1))
+            for i, answer in enumerate(maps.unbind(1))
         ]
         final = self._decode_final(answers, target, size)
         per_frame = split_clips(self.classify(fused), num_clips)
@@ -154,15 +155,15 @@ class MRCFAHead(SegFormerHead):
         return RelationReference(tuple(key.squeeze(1) for key in keys), values)
 
     def _attend(self, target: RelationTarget, references: RelationReference) -> Tensor:
-        """Returns what each reference says of the target, (B, R, E, H/8, W/8)."""
+        """Returns what each reference says of the Q target positions at 1/8, (B, R, Q, E)."""
         affinity, index = self.relation.relate(
             list(target.queries), list(references.keys), target.sizes
         )
-        answers = attend_selected(affinity, references.values, index)
-        return answers.transpose(2, 3).unflatten(3, target.sizes[0])
+        return attend_selected(affinity, references.values, index)
 
     def _decode_final(self, answers: Tensor, target: RelationTarget, size: Sequence[int]) -> Tensor:
-        summary = answers.mean(dim=1) + target.fused
+        # The mean is of adjacent numbers as long as the answers are not turned into maps yet.
+        summary = target.fused + answers.mean(dim=1).mT.unflatten(2, target.sizes[0])
         return resize(self.decoders[-1](self.dropout(summary)), size)
 
 
