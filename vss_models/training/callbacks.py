@@ -148,6 +148,10 @@ class SampleOverlays(Callback):
 class TrainingProgressBar(RichProgressBar):
     """Lightning's rich progress bar, counting to the end of the run rather than of an epoch."""
 
+    def __init__(self, refresh_rate: int = 1) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self._figures: dict[str, int | str | float | dict[str, float]] = {}
+
     @property
     def total_train_batches(self) -> int | float:
         """Batches of the whole run on one process."""
@@ -159,7 +163,13 @@ class TrainingProgressBar(RichProgressBar):
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """The figures beside the bar, without the log folder's version number."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+        """The figures beside the bar, without the log folder's version number.
+
+        Those of a training step are read when they are logged: reading them after every step would
+        have the host wait for the GPU instead of launching the next step.
+        """
+        is_due = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if is_due or not trainer.training or not self._figures:
+            self._figures = super().get_metrics(trainer, pl_module)
+            self._figures.pop("v_num", None)
+        return dict(self._figures)
