@@ -33,4 +33,7 @@ TORCH_LIBRARY(vss_kernels, m) {
   m.def(
       "upsample_argmax(Tensor logits, SymInt[] size, SymInt[] through, bool confidence) "
       "-> (Tensor classes, Tensor confidence)");
+  m.def("fuse_pyramid(Tensor[] levels) -> Tensor");
+  // Gradients of the levels whose rows and columns `sizes` lists one after the other.
+  m.def("fuse_pyramid_backward(Tensor grad, SymInt[] sizes) -> Tensor[]");
 }

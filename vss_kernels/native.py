@@ -20,6 +20,7 @@ OPERATORS = (
     "aggregate_affinity",
     "focal_attend",
     "focal_pool",
+    "fuse_pyramid",
     "upsample_argmax",
     "upsample_cross_entropy",
 )
