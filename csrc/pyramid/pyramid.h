@@ -116,7 +116,7 @@ VSS_HOST_DEVICE void tabulate_taps(const Block& block, const Pyramid& p, const T
 template <int kLanes, typename Read>
 VSS_HOST_DEVICE void add_level(const float* row_taps, int rows, const Read& read,
                                float (&total)[kRows][kLanes]) {
-  float above[kLanes], below[kLanes];
+  float above[kLanes] = {}, below[kLanes] = {};
   int32_t above_row = -1, below_row = -1;
   VSS_UNROLL
   for (int r = 0; r < kRows; ++r) {
