@@ -9,10 +9,8 @@
 // (N, C, H, W), and neighbouring channels (N, H, W, C); the second one turns its tile in scratch.
 #pragma once
 
-#include <bit>
-
-#include "../common/hints.h"
 #include "../common/resize.h"
+#include "columns.h"
 
 namespace vss::pyramid {
 
@@ -89,7 +87,6 @@ VSS_HOST_DEVICE void store_tap(const Tap& tap, float* first, int step) {
   first[step] = std::bit_cast<float>(static_cast<int32_t>(tap.second));
   first[2 * step] = tap.share;
 }
-VSS_HOST_DEVICE int32_t position(float stored) { return std::bit_cast<int32_t>(stored); }
 
 template <typename Block>
 VSS_HOST_DEVICE void tabulate_taps(const Block& block, const Pyramid& p, const Tile& tile) {
@@ -145,8 +142,8 @@ VSS_HOST_DEVICE void add_level(const float* row_taps, int rows, const Read& read
   }
 }
 
-// Runs f(begin, count) over groups of kLanes in [0, size). The last group overlaps the one before it,
-// so that all are full and the compiler knows their count, unless there are fewer elements than lanes.
+// Runs f(begin, count) for one group of kLanes in [0, size). The last overlaps the one before it, so
+// that all are full and the compiler knows their count, unless there are fewer elements than lanes.
 template <int kLanes, typename F>
 VSS_HOST_DEVICE void run_group(int group, int size, const F& f) {
   if (size >= kLanes) {
@@ -183,19 +180,9 @@ VSS_HOST_DEVICE void fuse_columns(const Block& block, const Pyramid& p, const So
         const Strides& strides = p.levels[l].strides;
         const T* map = sources.others[l] + tile.n * strides.batch + channel * strides.channel;
         const float* taps = column_taps + l * 3 * table_width + x;
-        int32_t first[kLanes], second[kLanes];
-        float share[kLanes];
-        for (int lane = 0; lane < kLanes; ++lane) {
-          first[lane] = position(taps[lane]);
-          second[lane] = position(taps[table_width + lane]);
-          share[lane] = taps[2 * table_width + lane];
-        }
+        const Columns<kLanes> columns(taps, table_width, p.levels[l].horizontal.size);
         const auto read = [&](int32_t y, float(&values)[kLanes]) VSS_INLINE {
-          const T* row = map + y * strides.row;
-          VSS_SIMD
-          for (int lane = 0; lane < kLanes; ++lane)
-            values[lane] = (1.0f - share[lane]) * static_cast<float>(row[first[lane]]) +
-                           share[lane] * static_cast<float>(row[second[lane]]);
+          columns.read(map + y * strides.row, values);
         };
         add_level<kLanes>(row_taps + l * kRows * 3, tile.rows, read, total);
       }
