@@ -1,8 +1,7 @@
-"""focal_attention's key tables and native CPU kernel: accuracy, registration, layouts, memory."""
+"""focal_attention's native CPU kernel: accuracy, registration, layouts, memory."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,8 +15,7 @@ from vss_kernels import FocalGeometry, PooledLevel, focal_attention, native
 from vss_kernels.focal.attention import attend_tokens
 from vss_kernels.focal.attention.context import as_buffer
 from vss_kernels.focal.attention.op import geometry_settings
-from vss_kernels.focal.attention.tables import KEPT, LONGEST_ITEM, TableCache, invert, num_tokens
-from vss_kernels.focal.geometry import PADDING, key_table
+from vss_kernels.focal.geometry import key_table
 from vss_kernels.nn import FocalBlock
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
@@ -216,43 +214,3 @@ def test_both_entrances_agree():
             separate = focal_attention(query, key, value, pooled, bias, SMALL)
             together = attend_tokens(query, buffer, bias, SMALL)
         assert torch.equal(separate, together)
-
-
-@settings(max_examples=30, deadline=None)
-@given(geometry=GEOMETRIES, grid=st.tuples(st.integers(1, 5), st.integers(1, 4)))
-def test_inverse_table_lists_every_slot_once(geometry, grid):
-    table = key_table(geometry, grid).numpy()
-    tokens = num_tokens(geometry, grid)
-    inverse = invert(table, tokens)
-    owned = inverse.tokens[inverse.tokens != PADDING]
-    assert sorted(owned.tolist()) == list(range(tokens))
-    found, parts = [], set()
-    for tile, first, end, part in inverse.items.tolist():
-        assert end - first <= LONGEST_ITEM
-        if part != PADDING:
-            parts.add(part)
-            row = next(row for row in inverse.sums.tolist() if row[0] == tile)
-            assert row[1] <= part < row[2]
-        for entry in range(first, end):
-            window = int(inverse.windows[entry])
-            for token, slot in zip(
-                inverse.tokens[tile].tolist(), inverse.slots[entry].tolist(), strict=True
-            ):
-                if slot != PADDING:
-                    assert table[window, slot] == token
-                    found.append((window, slot))
-    assert sorted(found) == list(zip(*np.nonzero(table != PADDING), strict=True))
-    assert parts == set(range(inverse.num_parts))
-
-
-def test_tables_are_kept_within_a_bound():
-    built = []
-    cache = TableCache(lambda geometry, grid, device: built.append(grid) or grid)
-    geometry, device = FocalGeometry(), torch.device("cpu")
-    for number in range(1, KEPT + 2):
-        assert cache.get(geometry, (number, 1), device) == (number, 1)
-        assert cache.get(geometry, (1, 1), device) == (1, 1)  # used again and again, so kept
-    assert len(cache) == KEPT
-    assert len(built) == KEPT + 1
-    cache.get(geometry, (2, 1), device)  # the one that was dropped
-    assert len(built) == KEPT + 2

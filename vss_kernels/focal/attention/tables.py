@@ -64,51 +64,69 @@ def invert(table: np.ndarray, num_tokens: int) -> InverseTable:
     """Inverts a key table (windows, L) over ``num_tokens`` tokens; the result is on the CPU."""
     window_of, slot_of = np.nonzero(table != PADDING)
     token_of = table[window_of, slot_of]
-    order = np.lexsort((slot_of, window_of, token_of))
+    order = np.argsort(token_of, kind="stable")  # by token, then window, then slot
     window_of, slot_of, token_of = window_of[order], slot_of[order], token_of[order]
-    bounds = np.searchsorted(token_of, np.arange(num_tokens + 1))
-    seen_by = [
-        tuple(window_of[bounds[token] : bounds[token + 1]].tolist()) for token in range(num_tokens)
-    ]
+
     # Tokens with the same windows become neighbours, whatever map they belong to.
-    ranked = sorted(range(num_tokens), key=lambda token: (seen_by[token], token))
-    tiles = [ranked[first : first + TILE] for first in range(0, num_tokens, TILE)]
-    tokens = np.full((len(tiles), TILE), PADDING, np.int32)
-    windows: list[int] = []
-    slots: list[np.ndarray] = []
-    items: list[tuple[int, int, int, int]] = []
-    sums: list[tuple[int, int, int]] = []
-    num_parts = 0
-    for number, tile in enumerate(tiles):
-        tokens[number, : len(tile)] = tile
-        entries: dict[tuple[int, int], np.ndarray] = {}
-        for place, token in enumerate(tile):
-            visits: dict[int, int] = {}
-            for index in range(bounds[token], bounds[token + 1]):
-                window = int(window_of[index])
-                repeat = visits[window] = visits.get(window, -1) + 1
-                row = entries.setdefault((window, repeat), np.full(TILE, PADDING, np.int32))
-                row[place] = slot_of[index]
-        first = len(windows)
-        for (window, _), row in sorted(entries.items(), key=lambda entry: entry[0]):
-            windows.append(window)
-            slots.append(row)
-        starts = list(range(first, len(windows), LONGEST_ITEM)) or [first]
-        split = len(starts) > 1
-        for start in starts:
-            part = num_parts if split else PADDING
-            items.append((number, start, min(start + LONGEST_ITEM, len(windows)), part))
-            num_parts += split
-        if split:
-            sums.append((number, num_parts - len(starts), num_parts))
+    ranked = _rank_by_windows(token_of, window_of, num_tokens)
+    num_tiles = -(-num_tokens // TILE)
+    tokens = np.full(num_tiles * TILE, PADDING, np.int32)
+    tokens[:num_tokens] = ranked
+    rank = np.empty(num_tokens, np.int64)
+    rank[ranked] = np.arange(num_tokens)
+    tile_of, place_of = rank[token_of] // TILE, rank[token_of] % TILE
+
+    # One entry for each window of a tile, and one more for each repetition in a token's list.
+    repeat_of = _position_in_run(token_of.astype(np.int64) * len(table) + window_of)
+    repeats = int(repeat_of.max(initial=0)) + 1
+    entries, entry_of = np.unique(
+        (tile_of * len(table) + window_of) * repeats + repeat_of, return_inverse=True
+    )
+    slots = np.full((len(entries), TILE), PADDING, np.int32)
+    slots[entry_of, place_of] = slot_of
+    tile_of_entry, window_of_entry = np.divmod(entries // repeats, len(table))
+
+    items, sums, num_parts = _split(np.bincount(tile_of_entry, minlength=num_tiles))
     return InverseTable(
-        torch.from_numpy(tokens),
-        torch.tensor(windows, dtype=torch.int32),
-        torch.from_numpy(np.array(slots, np.int32).reshape(-1, TILE)),
-        torch.tensor(items, dtype=torch.int32).reshape(-1, 4),
-        torch.tensor(sums, dtype=torch.int32).reshape(-1, 3),
+        torch.from_numpy(tokens.reshape(-1, TILE)),
+        torch.from_numpy(window_of_entry.astype(np.int32)),
+        torch.from_numpy(slots),
+        torch.from_numpy(items),
+        torch.from_numpy(sums),
         num_parts,
     )
+
+
+def _position_in_run(values: np.ndarray) -> np.ndarray:
+    """How many equal values stand directly before each one, in sorted ``values``."""
+    places = np.arange(len(values))
+    starts = np.flatnonzero(np.diff(values, prepend=-1))
+    return places - np.repeat(starts, np.diff(starts, append=len(values)))
+
+
+def _rank_by_windows(token_of: np.ndarray, window_of: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Tokens in the order of their lists of windows, as tuples compare; equal lists by token."""
+    place = _position_in_run(token_of)
+    lists = np.zeros((num_tokens, int(place.max(initial=0)) + 1), ">u4")  # 0 ends a list
+    lists[token_of, place] = window_of + 1
+    # As strings of big-endian bytes, whole lists are compared at once.
+    return np.argsort(lists.view(f"S{lists.shape[1] * 4}")[:, 0], kind="stable")
+
+
+def _split(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Divides the entries of each tile into items; see :class:`InverseTable` for both tables."""
+    ends = np.cumsum(counts)
+    shares = np.maximum(1, -(-counts // LONGEST_ITEM))
+    tile = np.repeat(np.arange(len(counts)), shares)
+    first = (ends - counts)[tile] + _position_in_run(tile) * LONGEST_ITEM
+    is_part = (shares > 1)[tile]
+    part = np.where(is_part, np.cumsum(is_part) - 1, PADDING)
+    items = np.stack([tile, first, np.minimum(first + LONGEST_ITEM, ends[tile]), part], axis=1)
+
+    split = np.flatnonzero(shares > 1)
+    part_ends = np.cumsum(shares[split])
+    sums = np.stack([split, part_ends - shares[split], part_ends], axis=1)
+    return items.astype(np.int32), sums.astype(np.int32), int(is_part.sum())
 
 
 class TableCache(Generic[Table]):
