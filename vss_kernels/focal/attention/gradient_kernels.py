@@ -9,7 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vss_kernels.focal.attention.triton_kernels import load_logits, load_rows, store_rows
+from vss_kernels.focal.attention.triton_kernels import (
+    load_rows,
+    locate_queries,
+    look,
+    store_rows,
+)
 
 
 @triton.jit
@@ -50,14 +55,10 @@ def query_gradient_kernel(
     PRECISION: tl.constexpr,
 ):
     """The gradient of one tile of queries; also writes delta = grad . out for the other kernels."""
-    program = tl.program_id(0)
-    window = program // tiles_p % windows
-    head = program // (tiles_p * windows) % heads
-    b = (program // (tiles_p * windows * heads)).to(tl.int64)
-    o_p = program % tiles_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    b, head, window, o_p, own, p_slots = locate_queries(
+        p_table, windows, heads, P, L, tiles_p, BLOCK_P
+    )
     o_d = tl.arange(0, BLOCK_D)
-    p_slots = p_table + window.to(tl.int64) * L
-    own = tl.load(p_slots + o_p, mask=o_p < P, other=0)
     p_query += b * query_batch + head * query_head
     query = load_rows(p_query, own, query_token, o_d, o_p < P, D)
     here = b * windows * P * heads * D + head * D
@@ -72,10 +73,10 @@ def query_gradient_kernel(
     grad_query = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     for first in range(0, L, BLOCK_L):
         o_l = first + tl.arange(0, BLOCK_L)
-        token = tl.load(p_slots + o_l, mask=o_l < L, other=-1)
-        key = load_rows(p_key, token, token_stride, o_d, token >= 0, D)
-        logits = load_logits(query, key, p_bias, head, o_p, o_l, token >= 0, scale, P, L, PRECISION)
-        value = load_rows(p_key + token_value, token, token_stride, o_d, token >= 0, D)
+        logits, key, value = look(
+            query, p_key, p_slots, p_bias, head, token_stride, token_value, o_p, o_l, o_d, scale,
+            P, L, D, PRECISION,
+        )  # fmt: skip
         share = tl.exp(logits - log_sum_exp[:, None])
         grad_logits = logit_gradient(share, grad, value, delta, PRECISION)
         grad_query = tl.dot(grad_logits.to(key.dtype), key, grad_query, input_precision=PRECISION)
@@ -130,18 +131,18 @@ def bias_gradient_kernel(
         window = index % windows
         p_slots = p_table + window.to(tl.int64) * L
         own = tl.load(p_slots + o_p, mask=o_p < P, other=0)
-        token = tl.load(p_slots + o_l, mask=o_l < L, other=-1)
         p_rows = p_query + b * query_batch + head * query_head
         query = load_rows(p_rows, own, query_token, o_d, o_p < P, D)
         here = b * windows * P * heads * D + head * D
         grad = load_rows(p_grad + here, own, heads * D, o_d, o_p < P, D)
-        p_key = p_key_value + b * token_batch + head * token_head
-        key = load_rows(p_key, token, token_stride, o_d, token >= 0, D)
-        value = load_rows(p_key + token_value, token, token_stride, o_d, token >= 0, D)
         statistic = ((b * heads + head) * windows + window) * P + o_p
         log_sum_exp = tl.load(p_log_sum_exp + statistic, mask=o_p < P, other=0.0)
         delta = tl.load(p_delta + statistic, mask=o_p < P, other=0.0)
-        logits = load_logits(query, key, p_bias, head, o_p, o_l, token >= 0, scale, P, L, PRECISION)
+        p_key = p_key_value + b * token_batch + head * token_head
+        logits, _, value = look(
+            query, p_key, p_slots, p_bias, head, token_stride, token_value, o_p, o_l, o_d, scale,
+            P, L, D, PRECISION,
+        )  # fmt: skip
         share = tl.exp(logits - log_sum_exp[:, None])
         total += logit_gradient(share, grad, value, delta, PRECISION)
     p_tile = p_parts + ((part * heads + head).to(tl.int64) * P + o_p)[:, None] * L + o_l[None, :]

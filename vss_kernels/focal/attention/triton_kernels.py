@@ -30,13 +30,37 @@ def store_rows(p_rows, tokens, token_stride, o_d, inside, D, rows):
 
 
 @triton.jit
-def load_logits(query, key, p_bias, head, o_p, o_l, seen, scale, P, L, PRECISION: tl.constexpr):
-    """Logits of a tile of queries and slots, [P, L]; minus infinity behind the last slot."""
-    logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+def locate_queries(p_table, windows, heads, P, L, tiles_p, BLOCK_P: tl.constexpr):
+    """What a program owns: clip, head, window, query positions, their tokens, the window's slots.
+
+    The first P slots of a window are its own positions, in the order of its queries.
+    """
+    program = tl.program_id(0)
+    window = program // tiles_p % windows
+    head = program // (tiles_p * windows) % heads
+    b = (program // (tiles_p * windows * heads)).to(tl.int64)
+    o_p = program % tiles_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    p_slots = p_table + window.to(tl.int64) * L
+    return b, head, window, o_p, tl.load(p_slots + o_p, mask=o_p < P, other=0), p_slots
+
+
+@triton.jit
+def look(
+    query, p_key, p_slots, p_bias, head, token_stride, token_value, o_p, o_l, o_d, scale, P, L, D,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Logits of a tile of queries and slots, [P, L], and the slots' keys and values, [L, D].
+
+    Behind the last slot logits are minus infinity; there and in padding, keys and values are zero.
+    """
+    token = tl.load(p_slots + o_l, mask=o_l < L, other=-1)
+    key = load_rows(p_key, token, token_stride, o_d, token >= 0, D)
+    value = load_rows(p_key + token_value, token, token_stride, o_d, token >= 0, D)
     p_tile = p_bias + (head * P + o_p)[:, None] * L + o_l[None, :]
     bias = tl.load(p_tile, mask=(o_p < P)[:, None] & (o_l < L)[None, :], other=0.0)
-    logits += bias.to(tl.float32) + tl.where(seen, 0.0, PADDING_LOGIT)[None, :]
-    return tl.where((o_l < L)[None, :], logits, float("-inf"))
+    logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+    logits += bias.to(tl.float32) + tl.where(token >= 0, 0.0, PADDING_LOGIT)[None, :]
+    return tl.where((o_l < L)[None, :], logits, float("-inf")), key, value
 
 
 @triton.jit(do_not_specialize=["windows", "L", "tiles_p"])
@@ -67,14 +91,10 @@ def attend_kernel(
     PRECISION: tl.constexpr,
 ):
     """One tile of a window's queries for one clip and head; softmax on the fly over the slots."""
-    program = tl.program_id(0)
-    window = program // tiles_p % windows
-    head = program // (tiles_p * windows) % heads
-    b = (program // (tiles_p * windows * heads)).to(tl.int64)
-    o_p = program % tiles_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    b, head, window, o_p, own, p_slots = locate_queries(
+        p_table, windows, heads, P, L, tiles_p, BLOCK_P
+    )
     o_d = tl.arange(0, BLOCK_D)
-    p_slots = p_table + window.to(tl.int64) * L
-    own = tl.load(p_slots + o_p, mask=o_p < P, other=0)
     p_query += b * query_batch + head * query_head
     query = load_rows(p_query, own, query_token, o_d, o_p < P, D)
     p_key = p_key_value + b * token_batch + head * token_head
@@ -84,14 +104,14 @@ def attend_kernel(
     attended = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     for first in range(0, L, BLOCK_L):
         o_l = first + tl.arange(0, BLOCK_L)
-        token = tl.load(p_slots + o_l, mask=o_l < L, other=-1)
-        key = load_rows(p_key, token, token_stride, o_d, token >= 0, D)
-        logits = load_logits(query, key, p_bias, head, o_p, o_l, token >= 0, scale, P, L, PRECISION)
+        logits, _, value = look(
+            query, p_key, p_slots, p_bias, head, token_stride, token_value, o_p, o_l, o_d, scale,
+            P, L, D, PRECISION,
+        )  # fmt: skip
         # The first slots are the window's own and never padding, so the maximum is finite.
         larger = tl.maximum(largest, tl.max(logits, axis=1))
         share = tl.exp(logits - larger[:, None])
         shrink = tl.exp(largest - larger)
-        value = load_rows(p_key + token_value, token, token_stride, o_d, token >= 0, D)
         total = total * shrink + tl.sum(share, axis=1)
         attended = tl.dot(
             share.to(value.dtype), value, attended * shrink[:, None], input_precision=PRECISION
