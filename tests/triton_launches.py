@@ -70,31 +70,50 @@ def record_launches(modules: Iterable[ModuleType], run: Callable[[], object]) ->
     return launches
 
 
-def compile_launch(launch: Launch, capability: int) -> Resources:
-    """Compiles a launch for ``sm_<capability>`` and returns what it uses."""
-    signature, constants, attributes = {}, {}, {}
+class Specialization(NamedTuple):
+    """What a kernel is compiled for; launches that agree in it share one compiled kernel."""
+
+    types: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[int, Any], ...]
+    divisible_by_16: tuple[int, ...]
+
+
+def specialization(launch: Launch) -> Specialization:
+    """What Triton compiles a launch for: types, constants, arguments that are multiples of 16."""
+    types, constants, divisible = [], [], []
     for position, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
-        divisible = False
-        if parameter.is_constexpr:
-            signature[parameter.name] = "constexpr"
-            constants[(position,)] = value
+        is_size = type(value) is int and not parameter.do_not_specialize
+        if parameter.is_constexpr or (is_size and value == 1):
+            kind = "constexpr"
+            constants.append((position, value))
         elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = _POINTERS[value.dtype]
-            divisible = True
+            kind = _POINTERS[value.dtype]
+            divisible.append(position)
         elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
+            kind = "fp32"
         else:
-            signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-            divisible = value % 16 == 0 and not parameter.do_not_specialize
-        if divisible:
-            attributes[(position,)] = [["tt.divisibility", 16]]
+            kind = "i32" if abs(value) < 2**31 else "i64"
+            if is_size and value % 16 == 0:
+                divisible.append(position)
+        types.append((parameter.name, kind))
+    return Specialization(tuple(types), tuple(constants), tuple(divisible))
+
+
+def compile_launch(launch: Launch, capability: int) -> Resources:
+    """Compiles a launch for ``sm_<capability>`` and returns what it uses."""
+    types, constants, divisible = specialization(launch)
     options = {
         name: value
         for name, value in launch.arguments.items()
         if name in ("num_warps", "num_stages")
     }
-    source = ASTSource(launch.kernel, signature, constants, attributes)
+    source = ASTSource(
+        launch.kernel,
+        dict(types),
+        {(position,): value for position, value in constants},
+        {(position,): [["tt.divisibility", 16]] for position in divisible},
+    )
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return Resources(
         *_registers_and_spills(compiled.asm["ptx"], capability, compiled.metadata.shared)

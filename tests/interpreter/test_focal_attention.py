@@ -77,6 +77,24 @@ def test_permuted_inputs():
     assert_as_accurate_as_eager(run, (*permuted, *inputs[3:]), "focal_attention", "triton")
 
 
+def test_logits_far_apart():
+    # Logits of a hundred, in the kernels times log2(e): exp() of these is infinite in float32.
+    run, (query, *rest) = flat_inputs(SMALL, (2, 2), 1, 2, 8)
+    inputs = (query * 30, *rest)
+    assert_as_accurate_as_eager(run, inputs, "focal_attention", "triton")
+
+
+def test_slots_without_weight():
+    # Minus infinity in the bias takes slots out, also both slots of a token that has two.
+    query, key_value, bias = token_inputs(SMALL, (3, 3))
+    bias[:, :, 10:20] = -torch.inf
+
+    def run(query, key_value):
+        return attend_tokens(query, key_value, bias.to(query), SMALL)
+
+    assert_as_accurate_as_eager(run, (query, key_value), "focal_attention", "triton")
+
+
 def test_a_buffer_with_gaps():
     query, key_value, bias = token_inputs(SMALL, (1, 2), heads=2)
     spread = torch.stack([key_value, key_value + 1], dim=3)[:, :, :, 0]  # strides of a larger one

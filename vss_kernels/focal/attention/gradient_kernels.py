@@ -1,6 +1,6 @@
 """Triton kernels of focal_attention's gradients, without atomics. Names as in triton_kernels.py.
 
-All of them compute a tile's softmax again from the saved log-sum-exp. The gradient of the logits is
+All of them compute a tile's softmax again from its saved statistics. The gradient of the logits is
 ``share * (grad . value - delta)`` with ``delta = grad . out``, one number per query.
 """
 
@@ -10,11 +10,24 @@ import triton
 import triton.language as tl
 
 from vss_kernels.focal.attention.triton_kernels import (
+    bias_rows,
+    exponential,
     load_rows,
     locate_queries,
     look,
     store_rows,
 )
+
+
+@triton.jit
+def load_statistics(p_statistics, b, head, window, windows, heads, o_p, P):
+    """The largest logit of queries and one over their sum; behind the last query all shares are 0.
+
+    Together in one number, the log-sum-exp, the sum would lose its digits beside a large logit.
+    """
+    p_largest = p_statistics + ((b * heads + head) * windows + window) * 2 * P + o_p
+    largest = tl.load(p_largest, mask=o_p < P, other=float("inf"))
+    return largest, tl.load(p_largest + P, mask=o_p < P, other=0.0)
 
 
 @triton.jit
@@ -32,7 +45,7 @@ def query_gradient_kernel(
     p_key_value,
     p_bias,
     p_table,
-    p_log_sum_exp,
+    p_statistics,
     p_delta,
     p_grad_query,
     query_batch,
@@ -48,6 +61,7 @@ def query_gradient_kernel(
     P,
     L,
     D,
+    row_length,
     tiles_p,
     BLOCK_P: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -65,19 +79,19 @@ def query_gradient_kernel(
     grad = load_rows(p_grad + here, own, heads * D, o_d, o_p < P, D)
     out = load_rows(p_out + here, own, heads * D, o_d, o_p < P, D)
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), axis=1)
-    statistic = ((b * heads + head) * windows + window) * P + o_p
-    tl.store(p_delta + statistic, delta, mask=o_p < P)
-    log_sum_exp = tl.load(p_log_sum_exp + statistic, mask=o_p < P, other=0.0)
+    tl.store(p_delta + ((b * heads + head) * windows + window) * P + o_p, delta, mask=o_p < P)
+    largest, over_total = load_statistics(p_statistics, b, head, window, windows, heads, o_p, P)
     p_key = p_key_value + b * token_batch + head * token_head
+    p_bias = bias_rows(p_bias, head, o_p, P, row_length)
 
     grad_query = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     for first in range(0, L, BLOCK_L):
         o_l = first + tl.arange(0, BLOCK_L)
         logits, key, value = look(
-            query, p_key, p_slots, p_bias, head, token_stride, token_value, o_p, o_l, o_d, scale,
-            P, L, D, PRECISION,
+            query, p_key, p_slots, p_bias, token_stride, token_value, o_l, o_d, scale, L, D,
+            PRECISION,
         )  # fmt: skip
-        share = tl.exp(logits - log_sum_exp[:, None])
+        share = exponential(logits - largest[:, None]) * over_total[:, None]
         grad_logits = logit_gradient(share, grad, value, delta, PRECISION)
         grad_query = tl.dot(grad_logits.to(key.dtype), key, grad_query, input_precision=PRECISION)
     store_rows(p_grad_query + here, own, heads * D, o_d, o_p < P, D, grad_query * scale)
@@ -90,7 +104,7 @@ def bias_gradient_kernel(
     p_key_value,
     p_bias,
     p_table,
-    p_log_sum_exp,
+    p_statistics,
     p_delta,
     p_parts,
     query_batch,
@@ -108,6 +122,7 @@ def bias_gradient_kernel(
     P,
     L,
     D,
+    row_length,
     tiles_p,
     tiles_l,
     BLOCK_P: tl.constexpr,
@@ -125,6 +140,7 @@ def bias_gradient_kernel(
     head = program // (tiles_p * tiles_l) % heads
     part = program // (tiles_p * tiles_l * heads)
     o_d = tl.arange(0, BLOCK_D)
+    p_bias = bias_rows(p_bias, head, o_p, P, row_length)
     total = tl.zeros([BLOCK_P, BLOCK_L], tl.float32)
     for index in range(part * length, tl.minimum(count, (part + 1) * length)):
         b = (index // windows).to(tl.int64)
@@ -135,32 +151,71 @@ def bias_gradient_kernel(
         query = load_rows(p_rows, own, query_token, o_d, o_p < P, D)
         here = b * windows * P * heads * D + head * D
         grad = load_rows(p_grad + here, own, heads * D, o_d, o_p < P, D)
-        statistic = ((b * heads + head) * windows + window) * P + o_p
-        log_sum_exp = tl.load(p_log_sum_exp + statistic, mask=o_p < P, other=0.0)
-        delta = tl.load(p_delta + statistic, mask=o_p < P, other=0.0)
+        largest, over_total = load_statistics(p_statistics, b, head, window, windows, heads, o_p, P)
+        delta = tl.load(
+            p_delta + ((b * heads + head) * windows + window) * P + o_p, mask=o_p < P, other=0.0
+        )
         p_key = p_key_value + b * token_batch + head * token_head
         logits, _, value = look(
-            query, p_key, p_slots, p_bias, head, token_stride, token_value, o_p, o_l, o_d, scale,
-            P, L, D, PRECISION,
+            query, p_key, p_slots, p_bias, token_stride, token_value, o_l, o_d, scale, L, D,
+            PRECISION,
         )  # fmt: skip
-        share = tl.exp(logits - log_sum_exp[:, None])
+        share = exponential(logits - largest[:, None]) * over_total[:, None]
         total += logit_gradient(share, grad, value, delta, PRECISION)
     p_tile = p_parts + ((part * heads + head).to(tl.int64) * P + o_p)[:, None] * L + o_l[None, :]
     tl.store(p_tile, total, mask=(o_p < P)[:, None] & (o_l < L)[None, :])
 
 
-@triton.jit(do_not_specialize=["windows", "items", "N", "L", "batch"])
+@triton.jit(do_not_specialize=["rows", "L", "tiles_r"])
+def transposed_bias_kernel(
+    p_bias,
+    p_sources,
+    p_out,
+    rows,
+    P,
+    L,
+    row_length,
+    tiles_r,
+    BLOCK_R: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """The bias by slots, (heads, rows, row_length) in float32.
+
+    A row of two slots holds the logarithm of the sum of their exponentials: both have the same
+    product of query and key, so their softmax shares add up to the share of this one bias.
+    """
+    program = tl.program_id(0)
+    head = program // tiles_r
+    o_r = program % tiles_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    one = tl.load(p_sources + o_r * 2, mask=o_r < rows, other=0)[:, None]
+    other = tl.load(p_sources + o_r * 2 + 1, mask=o_r < rows, other=-1)[:, None]
+    for first in range(0, P, BLOCK_P):
+        o_p = (first + tl.arange(0, BLOCK_P))[None, :]
+        inside = (o_r < rows)[:, None] & (o_p < P)
+        p_tile = p_bias + (head * P + o_p) * L
+        bias = tl.load(p_tile + one, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(p_tile + other, mask=inside & (other >= 0), other=float("-inf"))
+        second = second.to(tl.float32)
+        largest = tl.maximum(bias, second)
+        apart = tl.where(bias == second, 0.0, tl.minimum(bias, second) - largest)
+        joined = largest + tl.log(1.0 + exponential(apart))
+        bias = tl.where(other >= 0, joined, bias)
+        p_row = p_out + (head * rows + o_r[:, None]) * row_length + o_p
+        tl.store(p_row, bias, mask=(o_r < rows)[:, None] & (o_p < row_length))
+
+
+@triton.jit(do_not_specialize=["windows", "items", "N", "L", "rows", "batch"])
 def token_gradient_kernel(
     p_grad,
     p_query,
     p_key_value,
     p_transposed_bias,
     p_table,
-    p_log_sum_exp,
+    p_statistics,
     p_delta,
     p_tokens,
     p_windows,
-    p_slots,
+    p_rows,
     p_items,
     p_grad_key_value,
     p_parts,
@@ -180,6 +235,9 @@ def token_gradient_kernel(
     P,
     L,
     D,
+    rows,
+    row_length,
+    tiles_p,
     TILE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -209,33 +267,32 @@ def token_gradient_kernel(
 
     grad_key = tl.zeros([TILE, BLOCK_D], tl.float32)
     grad_value = tl.zeros([TILE, BLOCK_D], tl.float32)
-    for entry in range(first, end):
+    # One loop over entries and tiles of queries, since only innermost loops load ahead.
+    for step in range(first * tiles_p, end * tiles_p):
+        entry = step // tiles_p
+        o_p = step % tiles_p * BLOCK_P + tl.arange(0, BLOCK_P)
         window = tl.load(p_windows + entry)
-        slot = tl.load(p_slots + entry * TILE + o_t)
-        for first_p in range(0, P, BLOCK_P):
-            o_p = first_p + tl.arange(0, BLOCK_P)
-            own = tl.load(p_table + window.to(tl.int64) * L + o_p, mask=o_p < P, other=0)
-            query = load_rows(p_query, own, query_token, o_d, o_p < P, D)
-            grad = load_rows(p_grad, own, heads * D, o_d, o_p < P, D)
-            statistic = ((b * heads + head) * windows + window) * P + o_p
-            log_sum_exp = tl.load(p_log_sum_exp + statistic, mask=o_p < P, other=0.0)
-            delta = tl.load(p_delta + statistic, mask=o_p < P, other=0.0)
-            inside = (slot >= 0)[:, None] & (o_p < P)[None, :]
-            p_bias = p_transposed_bias + (head * L + slot)[:, None] * P + o_p[None, :]
-            bias = tl.load(p_bias, mask=inside, other=0.0).to(tl.float32)
-            logits = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale + bias
-            share = tl.exp(tl.where(inside, logits - log_sum_exp[None, :], float("-inf")))
-            product = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
-            grad_logits = share * (product - delta[None, :])
-            grad_value = tl.dot(share.to(grad.dtype), grad, grad_value, input_precision=PRECISION)
-            grad_key = tl.dot(
-                grad_logits.to(query.dtype), query, grad_key, input_precision=PRECISION
-            )
+        row = tl.load(p_rows + entry * TILE + o_t)
+        own = tl.load(p_table + window.to(tl.int64) * L + o_p, mask=o_p < P, other=0)
+        query = load_rows(p_query, own, query_token, o_d, o_p < P, D)
+        grad = load_rows(p_grad, own, heads * D, o_d, o_p < P, D)
+        largest, over_total = load_statistics(p_statistics, b, head, window, windows, heads, o_p, P)
+        delta = tl.load(
+            p_delta + ((b * heads + head) * windows + window) * P + o_p, mask=o_p < P, other=0.0
+        )
+        p_bias = p_transposed_bias + (head * rows + row)[:, None] * row_length + o_p[None, :]
+        bias = tl.load(p_bias, mask=(row >= 0)[:, None], other=float("-inf"))
+        logits = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale + bias
+        share = exponential(logits - largest[None, :]) * over_total[None, :]
+        product = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
+        grad_logits = share * (product - delta[None, :])
+        grad_value = tl.dot(share.to(grad.dtype), grad, grad_value, input_precision=PRECISION)
+        grad_key = tl.dot(grad_logits.to(query.dtype), query, grad_key, input_precision=PRECISION)
     grad_key *= scale
     if part < 0:
-        p_rows = p_grad_key_value + (b * N * 2 * heads + head) * D
-        store_rows(p_rows, token, 2 * heads * D, o_d, token >= 0, D, grad_key)
-        store_rows(p_rows + heads * D, token, 2 * heads * D, o_d, token >= 0, D, grad_value)
+        p_result = p_grad_key_value + (b * N * 2 * heads + head) * D
+        store_rows(p_result, token, 2 * heads * D, o_d, token >= 0, D, grad_key)
+        store_rows(p_result + heads * D, token, 2 * heads * D, o_d, token >= 0, D, grad_value)
     else:
         p_part = p_parts + ((part * batch + b) * heads + head) * 2 * TILE * D
         store_rows(p_part, o_t, D, o_d, token >= 0, D, grad_key)

@@ -44,7 +44,11 @@ def focal_attention(
     settings: list[int],
     use_triton: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Attends from queries (B,Q,heads,D) to a buffer (B,N,2,heads,D); also the log-sum-exp."""
+    """Attends from queries (B,Q,heads,D) to a buffer (B,N,2,heads,D).
+
+    Also returns what the backward pass computes the softmax from: log-sum-exps (B,heads,windows,P),
+    or for Triton the largest logits and one over the sums, (B,heads,windows,2,P).
+    """
     geometry = _geometry(settings)
     table = key_tables.get(geometry, (rows, columns), query.device)
     if use_triton:
@@ -59,7 +63,7 @@ def focal_attention_backward(
     key_value: Tensor,
     bias: Tensor,
     out: Tensor,
-    log_sum_exp: Tensor,
+    statistics: Tensor,
     rows: int,
     columns: int,
     settings: list[int],
@@ -70,21 +74,26 @@ def focal_attention_backward(
     table = key_tables.get(geometry, (rows, columns), query.device)
     if use_triton:
         inverse = inverse_tables.get(geometry, (rows, columns), query.device)
-        return launch.attend_backward(
-            grad, query, key_value, bias, out, log_sum_exp, table, inverse
-        )
+        return launch.attend_backward(grad, query, key_value, bias, out, statistics, table, inverse)
     return torch.ops.vss_kernels.focal_attend_backward(
-        grad, query, key_value, bias, table, log_sum_exp
+        grad, query, key_value, bias, table, statistics
     )
 
 
 @focal_attention.register_fake
 def _(
-    query: Tensor, key_value: Tensor, bias: Tensor, rows: int, columns: int, *_: Any
+    query: Tensor,
+    key_value: Tensor,
+    bias: Tensor,
+    rows: int,
+    columns: int,
+    settings: list[int],
+    use_triton: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, heads = query.shape[0], query.shape[2]
-    log_sum_exp = query.new_empty(batch, heads, rows * columns, bias.shape[1], dtype=torch.float32)
-    return query.new_empty(query.shape), log_sum_exp
+    per_window = (2, bias.shape[1]) if use_triton else (bias.shape[1],)
+    statistics = query.new_empty(batch, heads, rows * columns, *per_window, dtype=torch.float32)
+    return query.new_empty(query.shape), statistics
 
 
 @focal_attention_backward.register_fake

@@ -5,9 +5,9 @@ windows that look at it, so that the gradient of a key or value is gathered by w
 token instead of being scattered with atomics.
 
 The inverse is laid out for a kernel that owns a *tile* of :data:`TILE` tokens: tokens seen by the
-same windows share a tile, and the tile lists those windows, with the slot that each of its tokens
-has there. Tiles with many windows are split into several *items* of work, whose results are added
-up in a fixed order.
+same windows share a tile, and the tile lists those windows, with the row of the transposed bias
+that each of its tokens has there. Tiles with many windows are split into several *items* of work,
+whose results are added up in a fixed order.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from torch import Tensor
 
 from vss_kernels.focal.geometry import PADDING, FocalGeometry, key_table
 
-TILE = 16
-"""Tokens in a tile: the smallest side of a tensor core's product."""
+TILE = 64
+"""Tokens in a tile: a warp group's side of a product, and about what four windows share."""
 
 LONGEST_ITEM = 12
 """Windows that one item of work visits."""
+
+FEW_AND_MANY = (4, 16)
+"""Most windows that see a token of the first and second class; see :func:`_rank_by_windows`."""
 
 KEPT = 32
 """Tables of each kind that are kept; a published model needs one."""
@@ -42,9 +45,12 @@ class InverseTable:
 
     Attributes:
         tokens: (tiles, TILE) tokens of each tile, :data:`PADDING` where it has fewer.
+        sources: (rows, 2) the slots that a row of the transposed bias stands for. The first L rows
+            stand for one slot each, the others for two that one token has in one window, whose
+            softmax shares add up; :data:`PADDING` for no second slot.
         windows: (entries,) windows that look at a tile, tile after tile.
-        slots: (entries, TILE) each token's slot in that window, :data:`PADDING` where it has none.
-            A token with several slots in one window has several entries.
+        rows: (entries, TILE) each token's row in that window, :data:`PADDING` where it has none. A
+            token with more than two slots in one window has several entries.
         items: (items, 4) the tile of an item of work, its first entry, the end of its entries, and
             where its partial sum goes: :data:`PADDING` if it is the tile's only item and so
             writes the result itself.
@@ -53,8 +59,9 @@ class InverseTable:
     """
 
     tokens: Tensor
+    sources: Tensor
     windows: Tensor
-    slots: Tensor
+    rows: Tensor
     items: Tensor
     sums: Tensor
     num_parts: int
@@ -74,27 +81,53 @@ def invert(table: np.ndarray, num_tokens: int) -> InverseTable:
     tokens[:num_tokens] = ranked
     rank = np.empty(num_tokens, np.int64)
     rank[ranked] = np.arange(num_tokens)
+
+    sources, row_of, window_of, token_of, repeat_of = _pair_slots(
+        slot_of, window_of, token_of, table.shape[1]
+    )
     tile_of, place_of = rank[token_of] // TILE, rank[token_of] % TILE
 
     # One entry for each window of a tile, and one more for each repetition in a token's list.
-    repeat_of = _position_in_run(token_of.astype(np.int64) * len(table) + window_of)
     repeats = int(repeat_of.max(initial=0)) + 1
     entries, entry_of = np.unique(
         (tile_of * len(table) + window_of) * repeats + repeat_of, return_inverse=True
     )
-    slots = np.full((len(entries), TILE), PADDING, np.int32)
-    slots[entry_of, place_of] = slot_of
+    rows = np.full((len(entries), TILE), PADDING, np.int32)
+    rows[entry_of, place_of] = row_of
     tile_of_entry, window_of_entry = np.divmod(entries // repeats, len(table))
 
     items, sums, num_parts = _split(np.bincount(tile_of_entry, minlength=num_tiles))
     return InverseTable(
         torch.from_numpy(tokens.reshape(-1, TILE)),
+        torch.from_numpy(sources),
         torch.from_numpy(window_of_entry.astype(np.int32)),
-        torch.from_numpy(slots),
+        torch.from_numpy(rows),
         torch.from_numpy(items),
         torch.from_numpy(sums),
         num_parts,
     )
+
+
+def _pair_slots(
+    slot_of: np.ndarray, window_of: np.ndarray, token_of: np.ndarray, num_slots: int
+) -> tuple[np.ndarray, ...]:
+    """Joins two slots that a token has in one window to one row of the transposed bias.
+
+    Returns the rows' sources and, for each row that a token has in a window: the row, the window,
+    the token, and how many the token has in that window before it.
+    """
+    windows = int(window_of.max(initial=0)) + 1
+    repeat_of = _position_in_run(token_of.astype(np.int64) * windows + window_of)
+    first = np.flatnonzero(repeat_of % 2 == 0)
+    paired = np.append(repeat_of, 0)[first + 1] % 2 == 1
+    left, right = slot_of[first], slot_of[np.minimum(first + 1, len(slot_of) - 1)]
+    pairs, pair_of = np.unique(left[paired] * num_slots + right[paired], return_inverse=True)
+    row_of = left.copy()
+    row_of[paired] = num_slots + pair_of
+    single = np.stack([np.arange(num_slots), np.full(num_slots, PADDING)], axis=1)
+    joined = np.stack(np.divmod(pairs, num_slots), axis=1)
+    sources = np.concatenate([single, joined]).astype(np.int32)
+    return sources, row_of, window_of[first], token_of[first], repeat_of[first] // 2
 
 
 def _position_in_run(values: np.ndarray) -> np.ndarray:
@@ -105,10 +138,16 @@ def _position_in_run(values: np.ndarray) -> np.ndarray:
 
 
 def _rank_by_windows(token_of: np.ndarray, window_of: np.ndarray, num_tokens: int) -> np.ndarray:
-    """Tokens in the order of their lists of windows, as tuples compare; equal lists by token."""
+    """Tokens in the order of their lists of windows, as tuples compare; equal lists by token.
+
+    Tokens that many windows see come after those that few see: between two neighbours of a window's
+    own tokens they would bring all their windows into the tile.
+    """
     place = _position_in_run(token_of)
-    lists = np.zeros((num_tokens, int(place.max(initial=0)) + 1), ">u4")  # 0 ends a list
-    lists[token_of, place] = window_of + 1
+    seen = np.bincount(token_of, minlength=num_tokens)
+    lists = np.zeros((num_tokens, int(place.max(initial=0)) + 2), ">u4")  # 0 ends a list
+    lists[:, 0] = np.searchsorted(FEW_AND_MANY, seen)
+    lists[token_of, place + 1] = window_of + 1
     # As strings of big-endian bytes, whole lists are compared at once.
     return np.argsort(lists.view(f"S{lists.shape[1] * 4}")[:, 0], kind="stable")
 
@@ -192,8 +231,9 @@ def _build_inverse(
     found = invert(key_table(geometry, grid).numpy(), num_tokens(geometry, grid))
     return InverseTable(
         found.tokens.to(device),
+        found.sources.to(device),
         found.windows.to(device),
-        found.slots.to(device),
+        found.rows.to(device),
         found.items.to(device),
         found.sums.to(device),
         found.num_parts,

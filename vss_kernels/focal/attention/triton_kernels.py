@@ -2,8 +2,9 @@
 
 Names: ``p_`` pointers, ``o_`` offsets. P query positions and L key slots of a window, T tokens of a
 tile, D channels of a head. Queries and results are (B, windows * P, heads, D), the tokens' keys and
-values (B, N, 2, heads, D), the bias (heads, P, L), statistics (B, heads, windows, P). The tables
-are explained in tables.py, the derivation in docs/focal.md.
+values (B, N, 2, heads, D), the bias (heads, P, L). The softmax's statistics, (B, heads, windows, 2,
+P), are the largest logit and one over the sum of exponentials. The tables are explained in
+tables.py, the derivation in docs/focal.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)
 PADDING_LOGIT = tl.constexpr(-100.0)
+
+
+@triton.jit
+def exponential(x):
+    """exp(x) without the instructions that tl.exp spends on results below 1e-38, here zero."""
+    return tl.exp2(x * LOG2_E)
 
 
 @triton.jit
@@ -27,6 +35,19 @@ def store_rows(p_rows, tokens, token_stride, o_d, inside, D, rows):
     p_tile = p_rows + tokens.to(tl.int64)[:, None] * token_stride + o_d[None, :]
     rows = rows.to(p_rows.dtype.element_ty)
     tl.store(p_tile, rows, mask=inside[:, None] & (o_d < D)[None, :])
+
+
+@triton.jit(do_not_specialize=["L", "row_length"])
+def widen_bias_kernel(p_bias, p_out, L, row_length, BLOCK_L: tl.constexpr):
+    """One row of the bias in float32, with minus infinity behind the last slot.
+
+    Rows of a whole number of tiles need no masks, and four numbers are loaded at once.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    for first in range(0, row_length, BLOCK_L):
+        o_l = first + tl.arange(0, BLOCK_L)
+        bias = tl.load(p_bias + row * L + o_l, mask=o_l < L, other=float("-inf"))
+        tl.store(p_out + row * row_length + o_l, bias.to(tl.float32), mask=o_l < row_length)
 
 
 @triton.jit
@@ -46,21 +67,26 @@ def locate_queries(p_table, windows, heads, P, L, tiles_p, BLOCK_P: tl.constexpr
 
 @triton.jit
 def look(
-    query, p_key, p_slots, p_bias, head, token_stride, token_value, o_p, o_l, o_d, scale, P, L, D,
+    query, p_key, p_slots, p_bias, token_stride, token_value, o_l, o_d, scale, L, D,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Logits of a tile of queries and slots, [P, L], and the slots' keys and values, [L, D].
 
     Behind the last slot logits are minus infinity; there and in padding, keys and values are zero.
+    ``p_bias`` points to the rows of the queries, [P, 1].
     """
     token = tl.load(p_slots + o_l, mask=o_l < L, other=-1)
     key = load_rows(p_key, token, token_stride, o_d, token >= 0, D)
     value = load_rows(p_key + token_value, token, token_stride, o_d, token >= 0, D)
-    p_tile = p_bias + (head * P + o_p)[:, None] * L + o_l[None, :]
-    bias = tl.load(p_tile, mask=(o_p < P)[:, None] & (o_l < L)[None, :], other=0.0)
-    logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-    logits += bias.to(tl.float32) + tl.where(token >= 0, 0.0, PADDING_LOGIT)[None, :]
-    return tl.where((o_l < L)[None, :], logits, float("-inf")), key, value
+    bias = tl.load(p_bias + o_l[None, :]) + tl.where(token >= 0, 0.0, PADDING_LOGIT)[None, :]
+    logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale + bias
+    return logits, key, value
+
+
+@triton.jit
+def bias_rows(p_bias, head, o_p, P, row_length):
+    """Where the widened bias has the rows of queries; behind the last one, that one's again."""
+    return p_bias + (head * P + tl.minimum(o_p, P - 1))[:, None] * row_length
 
 
 @triton.jit(do_not_specialize=["windows", "L", "tiles_p"])
@@ -70,7 +96,7 @@ def attend_kernel(
     p_bias,
     p_table,
     p_out,
-    p_log_sum_exp,
+    p_statistics,
     query_batch,
     query_token,
     query_head,
@@ -84,6 +110,7 @@ def attend_kernel(
     P,
     L,
     D,
+    row_length,
     tiles_p,
     BLOCK_P: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -98,6 +125,7 @@ def attend_kernel(
     p_query += b * query_batch + head * query_head
     query = load_rows(p_query, own, query_token, o_d, o_p < P, D)
     p_key = p_key_value + b * token_batch + head * token_head
+    p_bias = bias_rows(p_bias, head, o_p, P, row_length)
 
     largest = tl.full([BLOCK_P], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_P], tl.float32)
@@ -105,13 +133,13 @@ def attend_kernel(
     for first in range(0, L, BLOCK_L):
         o_l = first + tl.arange(0, BLOCK_L)
         logits, _, value = look(
-            query, p_key, p_slots, p_bias, head, token_stride, token_value, o_p, o_l, o_d, scale,
-            P, L, D, PRECISION,
+            query, p_key, p_slots, p_bias, token_stride, token_value, o_l, o_d, scale, L, D,
+            PRECISION,
         )  # fmt: skip
         # The first slots are the window's own and never padding, so the maximum is finite.
         larger = tl.maximum(largest, tl.max(logits, axis=1))
-        share = tl.exp(logits - larger[:, None])
-        shrink = tl.exp(largest - larger)
+        share = exponential(logits - larger[:, None])
+        shrink = exponential(largest - larger)
         total = total * shrink + tl.sum(share, axis=1)
         attended = tl.dot(
             share.to(value.dtype), value, attended * shrink[:, None], input_precision=PRECISION
@@ -120,5 +148,6 @@ def attend_kernel(
 
     p_out += b * windows * P * heads * D + head * D
     store_rows(p_out, own, heads * D, o_d, o_p < P, D, attended / total[:, None])
-    p_statistic = p_log_sum_exp + ((b * heads + head) * windows + window) * P
-    tl.store(p_statistic + o_p, largest + tl.log(total), mask=o_p < P)
+    p_statistics += ((b * heads + head) * windows + window) * 2 * P
+    tl.store(p_statistics + o_p, largest, mask=o_p < P)
+    tl.store(p_statistics + P + o_p, 1.0 / total, mask=o_p < P)
