@@ -23,3 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.skip(reason="needs TRITON_INTERPRET=1 or a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden answers are float32; on a GPU cuDNN's convolutions would round to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -197,29 +197,3 @@ def test_gradients_of_one_input_alone():
     summed = target.detach().sum(1)[:, None, None].expand_as(kept)
     expected = torch.zeros_like(reference).scatter(2, index[..., None].expand_as(kept), summed)
     torch.testing.assert_close(reference.grad, expected)
-
-
-@pytest.mark.gpu
-def test_both_run_inside_a_cuda_graph():
-    target, reference, _ = make_inputs(SIZES[0])
-
-    def chain() -> Tensor:
-        return masked_affinity(target, reference, select_tokens(target, reference, 9))
-
-    expected = chain()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = chain()
-    graph.replay()
-    torch.testing.assert_close(out, expected, rtol=0, atol=0)
-
-
-@pytest.mark.gpu
-@pytest.mark.slow
-def test_more_elements_than_32_bits_count():
-    target, reference, index = make_inputs((1, 2, 2**17, 8200, 8200, 8), torch.float16)
-    with vss_kernels.backend("triton"):
-        out = masked_affinity(target, reference, index)
-    assert out.numel() > 2**31
-    last = reference[0, 1, index[0, 1, -1]].float() @ target[0].float().mT
-    torch.testing.assert_close(out[0, 1, -1].float(), last, rtol=2e-3, atol=2e-3)
