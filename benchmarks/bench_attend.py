@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.harness import DEVICE, MODES
+from benchmarks.precisions import PRECISIONS, named, products_in
 from vss_kernels import attend_selected
 
 EMBED_DIM = 256
@@ -16,20 +17,21 @@ GPU = ["eager graph", "triton", "triton graph"] if DEVICE == "cuda" else []
 
 @pytest.mark.parametrize("implementation", ["eager", "compiled", *GPU])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", CASES)
-def bench_attend_selected(case, dtype, mode, implementation, measure):
+def bench_attend_selected(case, precision, mode, implementation, measure):
     clips, references, kept, positions, tokens = CASES[case]
-    # The refinement ends in a ReLU, so affinities are not negative.
-    affinity = torch.randn(clips, references, kept, positions, device=DEVICE).relu().to(dtype)
-    value = torch.randn(clips, references, tokens, EMBED_DIM, device=DEVICE).to(dtype)
-    scores = torch.rand(clips, references, tokens, device=DEVICE)
-    index = scores.argsort(-1)[..., :kept].sort(-1).values
-    measure(
-        lambda affinity, value: attend_selected(affinity, value, index),
-        (affinity, value),
-        operator="attend_selected",
-        case=case,
-        mode=mode,
-        implementation=implementation,
-    )
+    with products_in(precision) as dtype:
+        # The refinement ends in a ReLU, so affinities are not negative.
+        affinity = torch.randn(clips, references, kept, positions, device=DEVICE).relu().to(dtype)
+        value = torch.randn(clips, references, tokens, EMBED_DIM, device=DEVICE).to(dtype)
+        scores = torch.rand(clips, references, tokens, device=DEVICE)
+        index = scores.argsort(-1)[..., :kept].sort(-1).values
+        measure(
+            lambda affinity, value: attend_selected(affinity, value, index),
+            (affinity, value),
+            operator="attend_selected",
+            case=named(case, precision),
+            mode=mode,
+            implementation=implementation,
+        )
