@@ -23,6 +23,7 @@ SHARED_BYTES = 80 * 1024
 SPILLED_BYTES = 64
 
 KERNELS = {
+    "part_score_kernel",
     "score_kernel",
     "choose_kernel",
     "affinity_kernel",

@@ -80,6 +80,16 @@ def test_tokens_with_nan_scores_come_last():
     assert 9 in have
 
 
+def test_a_long_target_is_looked_at_in_parts():
+    target, reference, _ = make_inputs((1, 2, 300, 20, 9, 8))
+    have, want = both(target, reference, 9, 5)
+    assert torch.equal(have, want)
+    target[0, 290] = torch.nan  # spoils every score, though only the last part sees it
+    have, want = both(target, reference, 9, 5)
+    assert torch.equal(have, want)
+    assert have.tolist() == [[list(range(9))] * 2]
+
+
 def test_selection_of_an_empty_batch():
     have, want = both(
         torch.empty(0, 5, 8, device=DEVICE), torch.empty(0, 2, 6, 8, device=DEVICE), 3, 2

@@ -20,7 +20,7 @@ LARGEST_TOP = 128
 
 @torch.library.custom_op("vss_kernels::select_tokens", mutates_args=())
 def select_tokens(target: Tensor, reference: Tensor, num_selected: int, top: int) -> Tensor:
-    """Chooses tokens in two launches: the scores of all frames' tokens, then the choice."""
+    """Chooses tokens in three launches: scores of all frames' tokens in two, then the choice."""
     from vss_kernels.affinity import select_kernels as kernels
 
     target, reference = target.contiguous(), reference.contiguous()
@@ -30,12 +30,17 @@ def select_tokens(target: Tensor, reference: Tensor, num_selected: int, top: int
     if index.numel() == 0:
         return index
     top_kept = max(2, 1 << (top - 1).bit_length())
-    tiles_n = tiles(tokens, 16)
+    matrices, tiles_n = batch * frames, tiles(tokens, 16)
+    parts, length = split_positions(positions, matrices * tiles_n, max(64, 4 * top_kept))
+    best = scores.new_empty(parts, matrices, tokens, top_kept)
     with device_of(target):
-        kernels.score_kernel[(batch * frames * tiles_n,)](
-            target, reference, scores, positions, channels, tokens, frames, top, tiles_n,
-            BLOCK_N=16, BLOCK_Q=64, BLOCK_C=32, TOP=top_kept,
+        kernels.part_score_kernel[(parts * matrices * tiles_n,)](
+            target, reference, best, positions, channels, tokens, frames, top, length, matrices,
+            tiles_n, BLOCK_N=16, BLOCK_Q=64, BLOCK_C=32, TOP=top_kept,
         )  # fmt: skip
+        kernels.score_kernel[(matrices * tiles_n,)](
+            best, scores, tokens, top, parts, matrices, tiles_n, BLOCK_N=16, TOP=top_kept
+        )
         kernels.choose_kernel[(batch * frames,)](scores, index, tokens, num_selected, BLOCK_N=512)
     return index
 
@@ -94,12 +99,13 @@ def masked_affinity_backward(
     return grad_target, grad_reference
 
 
-def split_positions(positions: int, programs: int) -> tuple[int, int]:
-    """Into how many parts to split a sum over positions, and the length of one.
+def split_positions(positions: int, programs: int, shortest: int = 256) -> tuple[int, int]:
+    """Into how many parts to split a pass over positions, and the length of one.
 
-    Depends on sizes alone, not on the GPU, so that a result can be reproduced on another one.
+    Parts are about ``shortest`` long or longer, and no more than fill a GPU. The split depends on
+    sizes alone, not on the GPU, so that a result can be reproduced on another one.
     """
-    wanted = max(1, min(tiles(positions, 256), 16, 1024 // max(1, programs)))
+    wanted = max(1, min(tiles(positions, shortest), 16, 1024 // max(1, programs)))
     length = max(32, tiles(positions, 32 * wanted) * 32)
     return max(1, tiles(positions, length)), length
 

@@ -1,11 +1,15 @@
-"""Triton kernels of select_tokens: score the reference tokens, then choose the best of a frame."""
+"""Triton kernels of select_tokens: score the reference tokens, then choose the best of a frame.
+
+A score is made in two steps, so that parts of the target can be looked at side by side: the largest
+affinities with each part, then the largest of those.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from vss_kernels.affinity.triton_kernels import load_tile, offsets
+from vss_kernels.affinity.triton_kernels import load_tile, offsets, store_tile
 
 
 @triton.jit
@@ -42,35 +46,45 @@ def sum_descending(best, top):
     return total
 
 
-@triton.jit(do_not_specialize=["N", "R", "top", "tiles_n"])
-def score_kernel(
+@triton.jit
+def nothing_yet(top, BLOCK_N: tl.constexpr, TOP: tl.constexpr):
+    """The best of no affinities; infinite beyond ``top``, so that nothing takes those places."""
+    unused = (tl.arange(0, TOP) >= top)[None, :]
+    return tl.where(unused, float("inf"), tl.full([BLOCK_N, TOP], float("-inf"), tl.float32))
+
+
+@triton.jit(do_not_specialize=["N", "R", "top", "part_length", "frames", "tiles_n"])
+def part_score_kernel(
     p_target,
     p_reference,
-    p_scores,
+    p_parts,
     Q,
     C,
     N,
     R,
     top,
+    part_length,
+    frames,
     tiles_n,
     BLOCK_N: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_C: tl.constexpr,
     TOP: tl.constexpr,
 ):
-    """Scores (frames, N): the sum of each reference token's ``top`` largest affinities.
+    """The ``top`` largest affinities of reference tokens with a part of the target.
 
-    The ``top`` largest so far of each token stay in registers while the target goes by; TOP is the
-    power of two that holds them. A NaN affinity makes the score NaN, as it does in torch.topk.
+    Writes (parts, frames, N, TOP), in no order. They stay in registers while the part goes by; TOP
+    is the power of two that holds them. A NaN affinity makes all of a token's NaN.
     """
     program = tl.program_id(0)
     o_n = offsets(program % tiles_n, BLOCK_N)
-    matrix = program // tiles_n
-    frame, clip = matrix.to(tl.int64), (matrix // R).to(tl.int64)
-    unused = (tl.arange(0, TOP) >= top)[None, :]  # infinite, so that nothing takes their place
-    best = tl.where(unused, float("inf"), tl.full([BLOCK_N, TOP], float("-inf"), tl.float32))
+    matrix = program // tiles_n  # part * frames + frame
+    frame, clip = (matrix % frames).to(tl.int64), (matrix % frames // R).to(tl.int64)
+    start = matrix // frames * part_length
+    end = tl.minimum(start + part_length, Q)
+    best = nothing_yet(top, BLOCK_N, TOP)
     spoiled = tl.zeros([BLOCK_N], tl.int32)
-    for first_q in range(0, Q, BLOCK_Q):
+    for first_q in range(start, end, BLOCK_Q):
         o_q = first_q + tl.arange(0, BLOCK_Q).to(tl.int64)
         affinity = tl.zeros([BLOCK_N, BLOCK_Q], tl.float32)
         for first_c in range(0, C, BLOCK_C):
@@ -78,10 +92,33 @@ def score_kernel(
             rows = load_tile(p_reference, frame, o_n, o_c, N, C)  # [BLOCK_N, BLOCK_C]
             target = load_tile(p_target, clip, o_q, o_c, Q, C)  # [BLOCK_Q, BLOCK_C]
             affinity = tl.dot(rows, tl.trans(target), affinity, input_precision="ieee")
-        inside = (o_q < Q)[None, :]
+        inside = (o_q < end)[None, :]
         spoiled |= tl.max((inside & (affinity != affinity)).to(tl.int32), axis=1)
         affinity = tl.where(inside & (affinity == affinity), affinity, float("-inf"))
         best = keep_largest(best, affinity)
+    best = tl.where((spoiled > 0)[:, None], float("nan"), best)
+    store_tile(p_parts, matrix.to(tl.int64), o_n, tl.arange(0, TOP), N, TOP, best)
+
+
+@triton.jit(do_not_specialize=["N", "top", "parts", "frames", "tiles_n"])
+def score_kernel(
+    p_parts, p_scores, N, top, parts, frames, tiles_n, BLOCK_N: tl.constexpr, TOP: tl.constexpr
+):
+    """Scores (frames, N): the sum of each reference token's ``top`` largest affinities.
+
+    A NaN affinity makes the score NaN, as it does in torch.topk.
+    """
+    program = tl.program_id(0)
+    o_n = offsets(program % tiles_n, BLOCK_N)
+    frame = (program // tiles_n).to(tl.int64)
+    o_best = tl.arange(0, TOP)
+    best = nothing_yet(top, BLOCK_N, TOP)
+    spoiled = tl.zeros([BLOCK_N], tl.int32)
+    for part in range(parts):
+        affinity = load_tile(p_parts, part * frames + frame, o_n, o_best, N, TOP)
+        spoiled |= tl.max((affinity != affinity).to(tl.int32), axis=1)
+        used = (o_best < top)[None, :] & (affinity == affinity)
+        best = keep_largest(best, tl.where(used, affinity, float("-inf")))
     scores = tl.where(spoiled > 0, float("nan"), sum_descending(best, top))
     tl.store(p_scores + frame * N + o_n, scores, mask=o_n < N)
 
