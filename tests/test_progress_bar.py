@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
@@ -41,11 +42,16 @@ class Reading(TrainingProgressBar):
         self.shown.append(self.get_metrics(trainer, trainer.lightning_module)["loss"])
 
 
-def test_figures_are_read_when_they_are_logged(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("every", "shown"), [(4, [1, 1, 1, 4, 4, 4, 4, 8, 8, 8, 8]), (0, [1] * 11)]
+)
+def test_figures_are_read_when_they_are_logged(
+    every: int, shown: list[int], tmp_path: Path
+) -> None:
     bar = Reading()
     trainer = pl.Trainer(
         max_steps=11,
-        log_every_n_steps=4,
+        log_every_n_steps=every,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -54,4 +60,4 @@ def test_figures_are_read_when_they_are_logged(tmp_path: Path) -> None:
         default_root_dir=tmp_path,
     )
     trainer.fit(Counting(), DataLoader(torch.zeros(11, 1), batch_size=1))
-    assert bar.shown == [1, 1, 1, 4, 4, 4, 4, 8, 8, 8, 8]
+    assert bar.shown == shown

@@ -54,10 +54,14 @@ class PyramidFusion(nn.Module):
         weights, bias = self._level_weights(features[0].device.type, fold_norm)
         levels = []
         for level, (feature, weight) in enumerate(zip(features, weights, strict=True)):
+            # A product for each image gives (N, E, h, w) whichever way the features are stored.
+            matrices, columns = weight.expand(len(feature), -1, -1), feature.flatten(2)
             # A resize leaves constants as they are, so one level can carry all four biases.
-            level_bias = bias if level == len(weights) - 1 else None
-            projected = F.linear(feature.permute(0, 2, 3, 1), weight, level_bias)
-            levels.append(projected.permute(0, 3, 1, 2))
+            if level == len(weights) - 1:
+                projected = torch.baddbmm(bias[:, None], matrices, columns)
+            else:
+                projected = torch.bmm(matrices, columns)
+            levels.append(projected.unflatten(2, feature.shape[2:]))
         return fuse_pyramid(levels)
 
     def _level_weights(self, device_type: str, fold_norm: bool) -> tuple[list[Tensor], Tensor]:

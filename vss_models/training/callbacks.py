@@ -168,7 +168,8 @@ class TrainingProgressBar(RichProgressBar):
         Those of a training step are read when they are logged: reading them after every step would
         have the host wait for the GPU instead of launching the next step.
         """
-        is_due = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_due = every > 0 and trainer.global_step % every == 0
         if is_due or not trainer.training or not self._figures:
             self._figures = super().get_metrics(trainer, pl_module)
             self._figures.pop("v_num", None)

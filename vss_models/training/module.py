@@ -166,7 +166,7 @@ class SegmentationModule(pl.LightningModule):
         logits, loss = self._forward(batch["clip"], batch["labels"])
         self.log("train/loss", loss, prog_bar=True)
         log_every_n_steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.trainer.global_step + 1) % log_every_n_steps == 0:
+        if log_every_n_steps and (self.trainer.global_step + 1) % log_every_n_steps == 0:
             self._log_parts(logits, batch["labels"], loss)
         return loss
 
