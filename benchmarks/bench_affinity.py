@@ -75,6 +75,7 @@ def bench_select_tokens(case, dtype, implementation, measure):
         mode="forward",
         implementation=implementation,
         check=False,
+        flops=2 * inputs[1].numel() * inputs[0].shape[1],
     )
 
 
@@ -110,6 +111,7 @@ def bench_masked_affinity(case, scale, precision, mode, implementation, measure)
             case=named(f"{case} {('1/8', '1/16', '1/32')[scale]}", precision),
             mode=mode,
             implementation=implementation,
+            flops=2 * index.numel() * target[0].numel(),
         )
 
 

@@ -34,4 +34,5 @@ def bench_attend_selected(case, precision, mode, implementation, measure):
             case=named(case, precision),
             mode=mode,
             implementation=implementation,
+            flops=2 * affinity.numel() * EMBED_DIM,
         )

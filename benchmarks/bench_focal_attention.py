@@ -121,6 +121,7 @@ def bench_focal_attention(case, precision, mode, implementation, measure):
             mode=mode,
             implementation=implementation,
             check=not is_flex,
+            flops=4 * inputs[0].numel() * inputs[2].shape[-1],
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import vss_kernels
+from benchmarks.floor import floor
 from tests.precision import assert_as_accurate_as_eager
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,6 +87,7 @@ def record(
     implementation: str,
     rounds: int = ROUNDS,
     iterations: int = 1,
+    least_seconds: float | None = None,
 ) -> None:
     """Times what has been checked, and keeps its peak memory with it.
 
@@ -99,6 +101,7 @@ def record(
         implementation: As for :class:`Measure`; with `` graph`` at its end ``run`` is captured.
         rounds: Timings to take.
         iterations: Calls in one timing.
+        least_seconds: What the GPU needs at least, see :mod:`benchmarks.floor`; None if unknown.
     """
     memory = peak_memory(run)
     timed = as_graph(run) if implementation.endswith(" graph") else run
@@ -111,6 +114,7 @@ def record(
         mode=mode,
         implementation=implementation,
         peak_mib=memory,
+        least_seconds=least_seconds,
     )
     benchmark.pedantic(timed, rounds=rounds, iterations=iterations, warmup_rounds=min(rounds, 3))
 
@@ -132,6 +136,7 @@ class Measure:
         mode: str,
         implementation: str,
         check: bool = True,
+        flops: int = 0,
     ) -> None:
         """Runs the benchmark.
 
@@ -146,6 +151,7 @@ class Measure:
                 replay.
             check: Whether the accuracy rule of the tests is asserted first; a chain of operators
                 makes its own check.
+            flops: Floating-point operations of the forward pass's matrix products.
         """
         operators = operator.split("+")
         if implementation not in ("eager", "eager graph") and check:
@@ -165,7 +171,28 @@ class Measure:
                 mode=mode,
                 implementation=implementation,
                 iterations=20 if DEVICE == "cuda" else 1,
+                least_seconds=self._least(function, inputs, mode, flops),
             )
+
+    @staticmethod
+    def _least(
+        function: Callable[..., Tensor], inputs: Sequence[Tensor], mode: str, flops: int
+    ) -> float | None:
+        """Every input read and every result written once; with gradients, all of it once more."""
+        if DEVICE == "cpu":
+            return None
+        with torch.no_grad():
+            out = function(*inputs)
+        moved = sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, out))
+        if mode == "forward":
+            return floor(moved, flops, inputs[0].dtype)
+        # The gradients' inputs: the result's gradient and the inputs; then two products for one.
+        gradients = sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in inputs
+            if tensor.is_floating_point()
+        )
+        return floor(2 * moved + gradients, 3 * flops, inputs[0].dtype)
 
     @staticmethod
     def _runner(
@@ -207,12 +234,14 @@ def rows_of(benchmarks: Sequence[Any]) -> list[dict[str, object]]:
         if (entry.group, baseline) not in medians:
             continue
         ratio = medians[entry.group, baseline][0] / entry.stats.median
+        least = information.pop("least_seconds")
         rows.append(
             {
                 **information,
                 "times_faster_than_eager": f"{ratio:.2f}",
                 "spread": f"{entry.stats.iqr / entry.stats.median:.2f}",
                 "peak_mib": f"{information['peak_mib']:.1f}",
+                "fraction_of_floor": "" if least is None else f"{least / entry.stats.median:.3f}",
                 "median_ms": f"{entry.stats.median * 1e3:.4f}" if DEVICE == "cuda" else "",
             }
         )

@@ -24,8 +24,10 @@ INTRODUCTION = """# Measured
 Written by `python -m benchmarks.report` from the CSV files in this folder, which `make bench`
 extends; do not edit. "Times faster" compares medians with the eager implementation, measured
 side by side in one run; graph replays are compared with the replay of eager. "Spread" is the
-interquartile range over the median. Memory is the peak above what was allocated before. A row
-exists only if the result was checked in the same process.
+interquartile range over the median. Memory is the peak above what was allocated before. "Of floor"
+is the least time the GPU could need, moving every input and result once at its measured copy rate
+or doing the products at its measured matmul rate, over the median. A row exists only if the result
+was checked in the same process.
 """
 
 
@@ -67,11 +69,13 @@ def table(rows: Sequence[Row]) -> str:
         "times_faster_than_eager": "Times faster",
         "spread": "Spread",
         "peak_mib": "Peak MiB",
+        "fraction_of_floor": "Of floor",
         "median_ms": "Median ms",
         "commit": "Commit",
     }
-    if not any(row["median_ms"] for row in rows):
-        del columns["median_ms"]
+    for column in ("fraction_of_floor", "median_ms"):
+        if not any(row[column] for row in rows):
+            del columns[column]
     lines = [list(columns.values()), ["---"] * len(columns)]
     lines += [[row[column] for column in columns] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

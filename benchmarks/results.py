@@ -15,7 +15,8 @@ import torch
 
 COLUMNS = (
     "date", "commit", "device", "torch", "triton", "operator", "case", "dtype", "mode",
-    "implementation", "times_faster_than_eager", "spread", "peak_mib", "median_ms",
+    "implementation", "times_faster_than_eager", "spread", "peak_mib", "fraction_of_floor",
+    "median_ms",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ def make_row(**values):
         "device": "A CPU, 2 threads",
         "times_faster_than_eager": "2.50",
         "peak_mib": "3.0",
+        "fraction_of_floor": "",
         "median_ms": "",
         "implementation": "native",
     }
@@ -40,11 +41,14 @@ def test_report_has_a_table_and_a_plot_for_each_device(tmp_path):
         tmp_path / "rows.csv",
         make_row(operator="focal_pool"),
         make_row(operator="focal_pool", implementation="eager", times_faster_than_eager="1.00"),
-        make_row(operator="focal_pool", device="GPU 1", median_ms="0.1250"),
+        make_row(
+            operator="focal_pool", device="GPU 1", median_ms="0.1250", fraction_of_floor="0.41"
+        ),
     )
     text = write_report(tmp_path).read_text()
     assert text.count("### focal_pool") == 2
     assert text.count("Median ms") == 1
+    assert text.count("| Of floor |") == 1
     assert "| 2.50 |" in text
     for image in ("a-cpu-2-threads.png", "gpu-1.png"):
         assert f"]({image})" in text
