@@ -97,6 +97,7 @@ VSS_HOST_DEVICE void pool_cell(const Block& block, const PoolGeometry& g, const 
       for (int64_t c = 0; c < xs.size(); ++c) {
         const float share = coefficients[r * xs.size() + c];
         const T* pixel = corner + r * g.x_row + c * g.x_column + first;
+        VSS_SIMD
         for (int lane = 0; lane < count; ++lane)
           total[lane] += share * static_cast<float>(pixel[lane]);
       }
@@ -133,6 +134,7 @@ VSS_HOST_DEVICE void pool_pixel_backward(const Block& block, const PoolGeometry&
         const int64_t cell =
             (b * g.rows + cell_rows.begin + r) * g.columns + cell_columns.begin + c;
         const T* source = grad + cell * g.channels + first;
+        VSS_SIMD
         for (int lane = 0; lane < count; ++lane)
           total[lane] += share * static_cast<float>(source[lane]);
       }
