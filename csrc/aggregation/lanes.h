@@ -1,23 +1,19 @@
-// Lanes<Block>: the neighbouring floats that one work item handles together. On the CPU a vector type,
-// so that no compiler has to find out by itself what fits a register; on the GPU one float.
+// Lanes<Block>: the neighbouring floats that one work item handles together. On the CPU a vector
+// (common/lanes.h), on the GPU one float.
 #pragma once
 
 #include "../common/block.h"
 
+#if !defined(VSS_GPU_CODE)
+#include "../common/lanes.h"
+#endif
+
 namespace vss::aggregation {
-
-template <int kCount>
-struct LanesOf;
-
-template <typename Block>
-using Lanes = typename LanesOf<Block::kLanes>::Type;
 
 #if defined(VSS_GPU_CODE)
 
-template <>
-struct LanesOf<1> {
-  using Type = float;
-};
+template <typename Block>
+using Lanes = float;
 
 VSS_HOST_DEVICE void load(const float* source, float& lanes) { lanes = *source; }
 VSS_HOST_DEVICE void store(float* target, const float& lanes) { *target = lanes; }
@@ -59,36 +55,12 @@ class LaneBlock {
   float* scratch_;
 };
 
-template <int kCount>
-struct LanesOf {
-  typedef float Type __attribute__((vector_size(kCount * sizeof(float))));
-  typedef float Unaligned __attribute__((vector_size(kCount * sizeof(float)), aligned(4), may_alias));
-  typedef int Index __attribute__((vector_size(kCount * sizeof(int))));
-};
-
-template <typename L>
-using SameLanes = LanesOf<sizeof(L) / sizeof(float)>;
-
-template <typename L>
-VSS_HOST_DEVICE void load(const float* source, L& lanes) {
-  lanes = *reinterpret_cast<const typename SameLanes<L>::Unaligned*>(source);
-}
-
-template <typename L>
-VSS_HOST_DEVICE void store(float* target, const L& lanes) {
-  *reinterpret_cast<typename SameLanes<L>::Unaligned*>(target) = lanes;
-}
-
-template <typename L>
-VSS_HOST_DEVICE float sum_of_lanes(const L& lanes) {
-  float total = 0;
-  for (unsigned lane = 0; lane < sizeof(L) / sizeof(float); ++lane) total += lanes[lane];
-  return total;
-}
+template <typename Block>
+using Lanes = typename LanesOf<Block::kLanes>::Type;
 
 template <typename L>
 VSS_HOST_DEVICE void keep_first(L& lanes, int count) {
-  constexpr int kCount = sizeof(L) / sizeof(float);
+  constexpr int kCount = lane_count<L>;
   if (count >= kCount) return;
   typename SameLanes<L>::Index index;
   for (int lane = 0; lane < kCount; ++lane) index[lane] = lane;

@@ -3,13 +3,13 @@
 //
 // A block owns one window and head. It copies the window's keys and values, which lie scattered
 // over the token buffer, into scratch that fits the cache, and from there on everything is a product
-// of small dense matrices (common/lanes.h). Logits, softmax and sums are float whatever the dtype.
+// of small dense matrices (common/matrix.h). Logits, softmax and sums are float whatever the dtype.
 // On a GPU these products belong on tensor cores: see the Triton kernels of the same operator.
 #pragma once
 
 #include <cmath>
 
-#include "../common/lanes.h"
+#include "../common/matrix.h"
 
 namespace vss::focal {
 
@@ -98,7 +98,7 @@ VSS_HOST_DEVICE float exponentiate_row(float* row, int64_t width, float shift) {
     store(row + slot, lanes);
     sum += lanes;
   }
-  return total(sum);
+  return sum_of_lanes(sum);
 }
 
 VSS_HOST_DEVICE float largest_of_row(const float* row, int64_t width) {
@@ -109,7 +109,7 @@ VSS_HOST_DEVICE float largest_of_row(const float* row, int64_t width) {
     load(row + slot, lanes);
     most = lanes > most ? lanes : most;
   }
-  return largest(most);
+  return largest_of_lanes(most);
 }
 
 struct ForwardScratch {
@@ -239,7 +239,7 @@ VSS_HOST_DEVICE void attend_window_backward(const AttentionGeometry& g,
       store(share + slot, a);
       sum += a * b;
     }
-    const float mean = total(sum);
+    const float mean = sum_of_lanes(sum);
     for (int64_t slot = 0; slot < width; slot += kLaneCount) {
       load(share + slot, a);
       load(logit + slot, b);
