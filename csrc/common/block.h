@@ -153,7 +153,6 @@ class CudaThread {
 };
 
 using GpuBlock = SharedBlock<CudaThread>;
-using CudaBlock = GpuBlock;
 
 #endif
 
