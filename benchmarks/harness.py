@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 import vss_kernels
 from benchmarks.floor import floor
 from tests.precision import assert_as_accurate_as_eager
+from tests.repeats import captured
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODES = ("forward", "forward+backward")
@@ -64,15 +65,7 @@ def peak_memory(run: Callable[[], object]) -> float:
 
 def as_graph(run: Callable[[], object]) -> Callable[[], object]:
     """Captures ``run`` in a CUDA graph, so that only the GPU's own time is measured."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    graph, _ = captured(run)
     return graph.replay
 
 

@@ -25,6 +25,7 @@ from tests.aggregation_cases import (
 )
 from tests.definitions import stored_in_order
 from tests.precision import assert_as_accurate_as_eager
+from tests.repeats import assert_repeatable
 from vss_kernels import native
 from vss_kernels.nn import AffinityAggregation
 
@@ -163,19 +164,13 @@ def test_results_are_contiguous_repeatable_and_leave_nothing_unwritten(device):
     fine = fine.transpose(1, 2).contiguous().transpose(1, 2)
     inputs = (coarse, middle, fine, make_parameters(chains, device=device))
     leaves = [tensor.requires_grad_() for tensor in inputs]
-    results = []
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    try:
+
+    def run():
         with vss_kernels.backend("native", "aggregate_affinity"):
-            for _ in range(2):
-                refined = aggregate_with(chains)(*leaves)
-                results.append((refined, *torch.autograd.grad(refined.square().sum(), leaves)))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for first, second in zip(*results, strict=True):
-        assert first.is_contiguous()
-        assert first.isfinite().all()
-        assert torch.equal(first, second)
+            refined = aggregate_with(chains)(*leaves)
+        return (refined, *torch.autograd.grad(refined.square().sum(), leaves))
+
+    assert_repeatable(run)
 
 
 @pytest.mark.parametrize("capability", ["avx2", "default"])

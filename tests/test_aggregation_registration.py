@@ -13,6 +13,7 @@ from tests.aggregation_cases import (
     make_parameters,
     numbers,
 )
+from tests.repeats import assert_replays
 from vss_kernels import native
 from vss_kernels.nn import AffinityAggregation
 
@@ -133,14 +134,4 @@ def test_runs_inside_a_cuda_graph():
         refined = module(*maps)
         return (refined, *torch.autograd.grad(refined.sum(), [*maps, *module.parameters()]))
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        expected = run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
-    graph.replay()
-    for want, have in zip(expected, captured, strict=True):
-        assert torch.equal(want, have)
+    assert_replays(run)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import vss_kernels
 from tests.definitions import stored_in_order
 from tests.precision import assert_as_accurate_as_eager, outputs_and_gradients
+from tests.repeats import assert_repeatable
 from tests.test_focal_attention import GEOMETRIES, SMALL, make_inputs
 from vss_kernels import FocalGeometry, PooledLevel, focal_attention, native
 from vss_kernels.focal.attention import attend_tokens
@@ -138,18 +139,12 @@ def test_results_are_contiguous_repeatable_and_leave_nothing_unwritten():
     run, inputs = flat_inputs(FocalGeometry(), (2, 2), 2, 16)
     leaves = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in inputs]
     leaves = [tensor.requires_grad_() for tensor in leaves]
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    try:
-        results = []
-        for _ in range(2):
-            out = run(*leaves)
-            results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert results[0][0].is_contiguous()
-    for first, second in zip(*results, strict=True):
-        assert first.isfinite().all()
-        assert torch.equal(first, second)
+
+    def step():
+        out = run(*leaves)
+        return (out, *torch.autograd.grad(out.square().sum(), leaves))
+
+    assert_repeatable(step, contiguous_gradients=False)
 
 
 def test_compiles_without_graph_breaks_at_several_sizes():

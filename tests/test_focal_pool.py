@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import vss_kernels
 from tests.precision import assert_as_accurate_as_eager
+from tests.repeats import assert_repeatable, assert_replays
 from vss_kernels import focal_pool, native
 
 needs_native = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
@@ -131,19 +132,12 @@ def test_registration(device):
 def test_results_are_contiguous_and_leave_nothing_unwritten(device):
     x, weight, bias, cells = make_inputs(SIZES[1], device=device)
     x = x.permute(0, 2, 1, 3).requires_grad_()
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    try:
-        results = []
-        for _ in range(2):
-            out = focal_pool(x, weight.requires_grad_(), bias.requires_grad_(), cells)
-            grads = torch.autograd.grad(out.square().sum(), (x, weight, bias))
-            results.append((out, *grads))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for first, second in zip(*results, strict=True):
-        assert first.is_contiguous()
-        assert first.isfinite().all()
-        assert torch.equal(first, second)
+
+    def run():
+        out = focal_pool(x, weight.requires_grad_(), bias.requires_grad_(), cells)
+        return (out, *torch.autograd.grad(out.square().sum(), (x, weight, bias)))
+
+    assert_repeatable(run)
 
 
 @needs_native
@@ -221,9 +215,10 @@ def test_native_refuses_float64():
 @pytest.mark.gpu
 def test_runs_inside_a_cuda_graph():
     x, weight, bias, cells = make_inputs(SIZES[1], device="cuda")
-    expected = focal_pool(x, weight, bias, cells)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = focal_pool(x, weight, bias, cells)
-    graph.replay()
-    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+
+    def run():
+        out = focal_pool(*leaves, cells)
+        return (out, *torch.autograd.grad(out.sum(), leaves))
+
+    assert_replays(run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 import vss_kernels
 from tests.golden_io import load
 from tests.precision import SLACK, error
+from tests.repeats import captured
 from tests.test_models_golden import build, clip_and_labels
 from vss_models import ClipLoss, VideoSegmentor
 
@@ -48,20 +48,6 @@ def test_as_accurate_as_eager(name: str, tmp_path: Path) -> None:
         if float(want.abs().max()) < 1e-6 * largest:
             continue  # a gradient that is zero but for rounding
         assert error(have, want) <= 2 * error(eager, want) + 5 * SLACK[torch.float32]
-
-
-def captured(run: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """Captures a call in a CUDA graph, which fails if it waits for the GPU."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
-    return graph, result
 
 
 @NAMES

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import vss_kernels
 from tests.definitions import resize, stored_in_order
 from tests.precision import SLACK, assert_as_accurate_as_eager, error
+from tests.repeats import assert_repeatable, assert_replays
 from vss_kernels import fuse_pyramid, native
 
 needs_native = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
@@ -151,19 +152,13 @@ def test_results_are_contiguous_and_leave_nothing_unwritten(order, device):
         stored_in_order(level, order).requires_grad_()
         for level in make_levels(*CASES[1], device=device)
     ]
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    try:
-        results = []
-        for _ in range(2):
-            with vss_kernels.backend("native"):
-                out = fuse_pyramid(levels)
-            results.append((out, *torch.autograd.grad(out.square().sum(), levels)))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for first, second in zip(*results, strict=True):
-        assert first.is_contiguous()
-        assert first.isfinite().all()
-        assert torch.equal(first, second)
+
+    def run():
+        with vss_kernels.backend("native"):
+            out = fuse_pyramid(levels)
+        return (out, *torch.autograd.grad(out.square().sum(), levels))
+
+    assert_repeatable(run)
 
 
 @needs_native
@@ -302,10 +297,4 @@ def test_runs_inside_a_cuda_graph(order):
         out = fuse_pyramid(levels)
         return (out, *torch.autograd.grad(out, levels, out.detach()))
 
-    expected = run()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = run()
-    graph.replay()
-    for result, want in zip(results, expected, strict=True):
-        torch.testing.assert_close(result, want, rtol=0, atol=0)
+    assert_replays(run)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import vss_kernels
 from tests.precision import assert_as_accurate_as_eager
+from tests.repeats import assert_replays
 from vss_kernels import FocalGeometry, attend_selected, masked_affinity, select_tokens
 from vss_kernels.focal.attention import attend_tokens
 from vss_kernels.focal.attention.tables import num_tokens
@@ -94,22 +95,6 @@ def make_step(case: Case) -> Callable[[], tuple[Tensor, ...]]:
     return step
 
 
-def captured(step: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Returns what a replay of ``step`` in a CUDA graph leaves in its results."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = step()
-    for result in results:
-        result.detach().zero_()
-    graph.replay()
-    return results
-
-
 @DTYPES
 @pytest.mark.parametrize("name", CASES)
 def test_as_accurate_as_eager(name, dtype):
@@ -135,8 +120,7 @@ def test_two_runs_and_a_graph_agree_bit_for_bit(name, dtype):
     first, second = step(), step()
     for have, want in zip(second, first, strict=True):
         assert torch.equal(have, want)
-    for have, want in zip(captured(step), first, strict=True):
-        assert torch.equal(have, want)
+    assert_replays(step)
 
 
 @DTYPES
@@ -160,4 +144,4 @@ def test_selection(clips, tokens, dtype):
     # Tokens may change places only where float32 cannot tell their scores apart.
     assert (worst >= best_left - 1e-5 * scores.abs().amax()).all()
     assert torch.equal(select()[0], index)
-    assert torch.equal(captured(select)[0], index)
+    assert_replays(select)

@@ -12,6 +12,7 @@ import vss_kernels
 from benchmarks.harness import MIB, peak_memory
 from tests.definitions import stored_in_order
 from tests.precision import SLACK, assert_as_accurate_as_eager, outputs_and_gradients
+from tests.repeats import assert_repeatable, assert_replays
 from tests.upsample_cases import DEVICES, DTYPES, SIZES, make_case
 from vss_kernels import native, upsample_argmax, upsample_cross_entropy
 
@@ -206,21 +207,15 @@ def test_registration(device):
 def test_results_are_deterministic_and_leave_nothing_unwritten(device):
     logits, labels = make_case(SIZES[1], device=device)
     logits = logits.permute(0, 1, 3, 2).requires_grad_()
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    try:
-        results = []
-        for _ in range(2):
-            loss = upsample_cross_entropy(logits, labels, 127, "none")
-            (grad,) = torch.autograd.grad(loss.square().sum(), logits)
-            mean = upsample_cross_entropy(logits, labels, 127, "mean")
-            _, confidence = upsample_argmax(logits, (30, 40), (20, 50), confidence=True)
-            results.append((loss, grad, mean, confidence))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for first, second in zip(*results, strict=True):
-        assert first.is_contiguous()
-        assert first.isfinite().all()
-        assert torch.equal(first, second)
+
+    def run():
+        loss = upsample_cross_entropy(logits, labels, 127, "none")
+        (grad,) = torch.autograd.grad(loss.square().sum(), logits)
+        mean = upsample_cross_entropy(logits, labels, 127, "mean")
+        _, confidence = upsample_argmax(logits, (30, 40), (20, 50), confidence=True)
+        return loss, grad, mean, confidence
+
+    assert_repeatable(run)
 
 
 def test_the_number_of_threads_changes_no_bit():
@@ -287,11 +282,4 @@ def test_runs_inside_a_cuda_graph():
         loss = upsample_cross_entropy(logits, labels, 127)
         return loss, *torch.autograd.grad(loss, logits), upsample_argmax(logits, (30, 40), (36, 48))
 
-    step()
-    expected = step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    graph.replay()
-    for have, want in zip(captured, expected, strict=True):
-        assert torch.equal(have, want)
+    assert_replays(step)

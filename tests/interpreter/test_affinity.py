@@ -9,6 +9,7 @@ from torch import Tensor
 import vss_kernels
 from tests.interpreter.machine import DEVICE, DTYPES
 from tests.precision import assert_as_accurate_as_eager
+from tests.repeats import assert_repeatable
 from vss_kernels import masked_affinity, select_tokens
 
 # (clips, references, target tokens, reference tokens, kept, channels); tiles are 16, 32 and 64 wide
@@ -146,17 +147,16 @@ def test_long_sums_are_split_and_still_bitwise_repeatable():
     assert_as_accurate_as_eager(masked_affinity, inputs, "masked_affinity", "triton")
 
 
-def test_every_element_is_written():
+def test_results_are_repeatable_and_leave_nothing_unwritten():
     target, reference, index = make_inputs(SIZES[0])
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    try:
-        leaves = (target.requires_grad_(), reference.requires_grad_())
+    leaves = (target.requires_grad_(), reference.requires_grad_())
+
+    def run():
         with vss_kernels.backend("triton"):
             out = masked_affinity(*leaves, index)
-            grads = torch.autograd.grad(out.sum(), leaves)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert all(tensor.isfinite().all() for tensor in (out, *grads))
+        return (out, *torch.autograd.grad(out.square().sum(), leaves))
+
+    assert_repeatable(run)
 
 
 def test_registration():

@@ -9,6 +9,7 @@ from torch import Tensor
 import vss_kernels
 from tests.interpreter.machine import DEVICE, DTYPES
 from tests.precision import assert_as_accurate_as_eager
+from tests.repeats import assert_repeatable
 from vss_kernels import attend_selected
 
 # (clips, references, kept, target tokens, reference tokens, channels); tiles are 16 to 64 wide
@@ -68,19 +69,13 @@ def test_a_position_given_twice_gets_both_gradients():
 def test_results_are_repeatable_and_leave_nothing_unwritten():
     affinity, value, index = make_inputs((1, 1, 4, 600, 6, 8))
     leaves = (affinity.requires_grad_(), value.requires_grad_())
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    try:
-        results = []
-        for _ in range(2):
-            with vss_kernels.backend("triton"):
-                out = attend_selected(*leaves, index)
-                results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for first, second in zip(*results, strict=True):
-        assert first.is_contiguous()
-        assert first.isfinite().all()
-        assert torch.equal(first, second)
+
+    def run():
+        with vss_kernels.backend("triton"):
+            out = attend_selected(*leaves, index)
+        return (out, *torch.autograd.grad(out.square().sum(), leaves))
+
+    assert_repeatable(run)
 
 
 def test_registration():

@@ -10,6 +10,7 @@ import vss_kernels
 from tests.definitions import stored_in_order
 from tests.interpreter.machine import DEVICE, DTYPES
 from tests.precision import assert_as_accurate_as_eager
+from tests.repeats import assert_repeatable
 from tests.test_focal_attention import SMALL, make_inputs
 from vss_kernels import FocalGeometry, PooledLevel, focal_attention
 from vss_kernels.focal.attention import attend_tokens
@@ -117,17 +118,12 @@ def test_registration():
 def test_results_are_repeatable_and_leave_nothing_unwritten():
     run, inputs = flat_inputs(SMALL, (3, 4), 1, 1, 8)
     leaves = [tensor.requires_grad_() for tensor in inputs]
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    try:
-        results = []
-        for _ in range(2):
-            out = run(*leaves)
-            results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for first, second in zip(*results, strict=True):
-        assert first.isfinite().all()
-        assert torch.equal(first, second)
+
+    def step():
+        out = run(*leaves)
+        return (out, *torch.autograd.grad(out.square().sum(), leaves))
+
+    assert_repeatable(step, contiguous_gradients=False)
 
 
 def test_too_many_channels_are_refused():
