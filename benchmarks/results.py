@@ -28,16 +28,17 @@ def device_name() -> str:
 
 
 def commit() -> str:
-    """Returns the checkout's short commit, with ``+`` if it has uncommitted changes."""
-    root = Path(__file__).parent
+    """Returns the checkout's short commit, with ``+`` if more than rows is uncommitted."""
+    folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
         result = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
         )
         return result.stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    changed = git("status", "--porcelain", "--", ":/", ":!results")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
 def append_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
