@@ -105,6 +105,8 @@ def check_flex(function, inputs: tuple[Tensor, ...], case: str, mode: str) -> No
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", CASES)
 def bench_focal_attention(case, precision, mode, implementation, measure):
+    if DEVICE == "cpu" and implementation == "compiled" and mode != "forward":
+        pytest.skip("PyTorch 2.11's compiled backward pass corrupts memory on two CPU threads")
     with products_in(precision) as dtype:
         inputs = make_inputs(case, dtype)
         is_flex = implementation.startswith(FLEX)
