@@ -18,7 +18,7 @@ from benchmarks.results import COLUMNS
 
 Row = dict[str, str]
 RESULTS = Path(__file__).parent / "results"
-OTHERS = ("eager", "compiled", "flex_attention")
+OTHERS = ("eager", "compiled")
 SAME = ("device", "operator", "case", "dtype", "mode", "implementation")
 INTRODUCTION = """# Measured
 
