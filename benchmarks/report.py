@@ -98,6 +98,7 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.bar_label(bars, fmt="%.1f", padding=3)
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xscale("log")
+    axes.margins(x=0.1, y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("times faster than eager")
     axes.set_title(title)

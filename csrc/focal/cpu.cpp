@@ -19,10 +19,10 @@ VSS_CPU_BLOCK void run_pool_cells(const CpuBlock& block, const PoolGeometry& g, 
 }
 
 template <typename T>
-VSS_CPU_BLOCK void run_pool_pixels_backward(const CpuBlock& block, const PoolGeometry& g,
+VSS_CPU_BLOCK void run_pool_strips_backward(const CpuBlock& block, const PoolGeometry& g,
                                             const T* grad, const T* weight, T* grad_x,
                                             int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) pool_pixel_backward(block, g, grad, weight, grad_x, i);
+  for (int64_t i = begin; i < end; ++i) pool_strip_backward(block, g, grad, weight, grad_x, i);
 }
 
 template <typename T>
@@ -71,9 +71,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pool_backward(const at::Tensor& g
     if (in.grad_x.numel() > 0) {
       const auto* weight = in.weight.const_data_ptr<scalar_t>();
       auto* result = in.grad_x.mutable_data_ptr<scalar_t>();
-      parallel_blocks(g.pixels(), cell_capacity(g),
+      parallel_blocks(g.strips(), strip_capacity(g),
                       [&](const CpuBlock& block, int64_t begin, int64_t end) {
-                        run_pool_pixels_backward(block, g, grad, weight, result, begin, end);
+                        run_pool_strips_backward(block, g, grad, weight, result, begin, end);
                       });
     }
     if (in.parts.numel() > 0) {

@@ -1,4 +1,4 @@
-// The CUDA launchers of the focal operators: one thread block per cell or pixel.
+// The CUDA launchers of the focal operators: one thread block per cell or strip of pixels.
 #include <ATen/Dispatch.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
@@ -22,12 +22,12 @@ struct PoolCell {
 };
 
 template <typename T>
-struct PoolPixelBackward {
+struct PoolStripBackward {
   PoolGeometry g;
   const T *grad, *weight;
   T* grad_x;
   VSS_DEVICE void operator()(const GpuBlock& block, int64_t i) const {
-    pool_pixel_backward(block, g, grad, weight, grad_x, i);
+    pool_strip_backward(block, g, grad, weight, grad_x, i);
   }
 };
 
@@ -45,6 +45,14 @@ struct PoolWeightBackward {
 template <typename F>
 void launch(const char* op, int64_t count, int64_t channels, int64_t scratch_floats, const F& f) {
   launch_each<kMaxThreads>(op, count, std::max<int64_t>(channels, 64), scratch_floats, f);
+}
+
+// Sixteen neighbours are read by few cells, and have coefficients and sums enough for all threads of a
+// block. Fewer where a map is enlarged many times: the scratch stays small, and a pixel has work enough.
+void lengthen_strip(PoolGeometry& g) {
+  constexpr int64_t kMostScratch = 4096;
+  set_strip(g, 16);
+  while (g.strip > 1 && strip_capacity(g) > kMostScratch) set_strip(g, g.strip / 2);
 }
 
 at::Tensor pool(const at::Tensor& x_any, const at::Tensor& weight_any, const at::Tensor& bias,
@@ -67,13 +75,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pool_backward(const at::Tensor& g
                                                              const at::Tensor& weight_any,
                                                              std::array<bool, 3> needs) {
   const c10::DeviceGuard guard(x_any.device());
-  const PoolBackwardInputs in = pool_backward_inputs(grad_any, x_any, weight_any, needs);
-  const PoolGeometry& g = in.geometry;
+  PoolBackwardInputs in = pool_backward_inputs(grad_any, x_any, weight_any, needs);
+  PoolGeometry& g = in.geometry;
+  lengthen_strip(g);
   VSS_DISPATCH_FLOATING(in.x.scalar_type(), "focal_pool_backward", [&] {
     const auto* grad = in.grad.const_data_ptr<scalar_t>();
     if (in.grad_x.numel() > 0) {
-      launch("focal_pool_backward", g.pixels(), g.channels, cell_capacity(g),
-             PoolPixelBackward<scalar_t>{g, grad, in.weight.const_data_ptr<scalar_t>(),
+      launch("focal_pool_backward", g.strips(), g.channels, strip_capacity(g),
+             PoolStripBackward<scalar_t>{g, grad, in.weight.const_data_ptr<scalar_t>(),
                                          in.grad_x.mutable_data_ptr<scalar_t>()});
     }
     if (in.parts.numel() > 0) {

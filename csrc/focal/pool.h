@@ -21,9 +21,11 @@ struct PoolGeometry {
   int64_t side;           // of a sub-window
   Resize vertical, horizontal;
   int64_t x_batch, x_row, x_column;  // strides of the map in elements; its channels are adjacent
+  int64_t strip;          // adjacent pixels of a row whose gradients one block gathers
+  int64_t strips_in_row;
 
   VSS_HOST_DEVICE int64_t cells() const { return batch * rows * columns; }
-  VSS_HOST_DEVICE int64_t pixels() const { return batch * vertical.size * horizontal.size; }
+  VSS_HOST_DEVICE int64_t strips() const { return batch * vertical.size * strips_in_row; }
 };
 
 // The source positions [begin, end) that the sub-window of one cell reads in one dimension.
@@ -57,17 +59,20 @@ VSS_HOST_DEVICE float coefficient(const PoolGeometry& g, const T* weight, int64_
   return total;
 }
 
-// Runs f(first, count) over groups of adjacent channels; a full group has a count that the
-// compiler knows, which is what lets it use wide registers.
+// Runs f(n, first, count) over groups of adjacent channels of each of `number` vectors; a full group
+// has a count that the compiler knows, which is what lets it use wide registers.
 template <typename Block, typename F>
-VSS_HOST_DEVICE void for_channel_groups(const Block& block, int64_t channels, const F& f) {
+VSS_HOST_DEVICE void for_channel_groups(const Block& block, int64_t number, int64_t channels,
+                                        const F& f) {
   constexpr int kLanes = Block::kLanes;
-  block.for_each(ceil_div<int64_t>(channels, kLanes), [&](int64_t group) {
-    const int64_t first = group * kLanes;
+  const int64_t groups = ceil_div<int64_t>(channels, kLanes);
+  block.for_each(number * groups, [&](int64_t item) VSS_INLINE {
+    const int64_t n = number == 1 ? 0 : item / groups;
+    const int64_t first = (item - n * groups) * kLanes;
     if (first + kLanes <= channels) {
-      f(first, kLanes);
+      f(n, first, kLanes);
     } else {
-      f(first, static_cast<int>(channels - first));
+      f(n, first, static_cast<int>(channels - first));
     }
   });
 }
@@ -90,7 +95,7 @@ VSS_HOST_DEVICE void pool_cell(const Block& block, const PoolGeometry& g, const 
   block.sync();
 
   const T* corner = x + b * g.x_batch + ys.begin * g.x_row + xs.begin * g.x_column;
-  for_channel_groups(block, g.channels, [&](int64_t first, int count) {
+  for_channel_groups(block, 1, g.channels, [&](int64_t, int64_t first, int count) VSS_INLINE {
     float total[Block::kLanes];
     for (int lane = 0; lane < count; ++lane) total[lane] = static_cast<float>(*bias);
     for (int64_t r = 0; r < ys.size(); ++r) {
@@ -108,28 +113,35 @@ VSS_HOST_DEVICE void pool_cell(const Block& block, const PoolGeometry& g, const 
   block.sync();  // the scratch may be overwritten by the next cell
 }
 
-// The gradient of one pixel of the map. Scratch: one float per cell of the largest cell span.
+// The gradients of a strip of adjacent pixels. Scratch: one float for each pixel and cell.
 template <typename T, typename Block>
-VSS_HOST_DEVICE void pool_pixel_backward(const Block& block, const PoolGeometry& g, const T* grad,
+VSS_HOST_DEVICE void pool_strip_backward(const Block& block, const PoolGeometry& g, const T* grad,
                                          const T* weight, T* grad_x, int64_t index) {
-  const int64_t x = index % g.horizontal.size;
-  const int64_t y = index / g.horizontal.size % g.vertical.size;
-  const int64_t b = index / (g.horizontal.size * g.vertical.size);
+  const int64_t x = index % g.strips_in_row * g.strip;
+  const int64_t y = index / g.strips_in_row % g.vertical.size;
+  const int64_t b = index / (g.strips_in_row * g.vertical.size);
+  const int64_t left = g.horizontal.size - x;
+  const int64_t pixels = left < g.strip ? left : g.strip;
   const Span cell_rows = cell_span(g.vertical, y, g.side);
-  const Span cell_columns = cell_span(g.horizontal, x, g.side);
+  const Span cell_columns = {cell_span(g.horizontal, x, g.side).begin,
+                             cell_span(g.horizontal, x + pixels - 1, g.side).end};
+  const int64_t cells = cell_rows.size() * cell_columns.size();
 
-  float* coefficients = block.scratch();  // [cell_rows, cell_columns]
-  block.for_each(cell_rows.size() * cell_columns.size(), [&](int64_t i) {
-    coefficients[i] = coefficient(g, weight, cell_rows.begin + i / cell_columns.size(),
-                                  cell_columns.begin + i % cell_columns.size(), y, x);
+  float* coefficients = block.scratch();  // [pixels, cell_rows, cell_columns]
+  block.for_each(pixels * cells, [&](int64_t i) {
+    const int64_t cell = i % cells;
+    coefficients[i] =
+        coefficient(g, weight, cell_rows.begin + cell / cell_columns.size(),
+                    cell_columns.begin + cell % cell_columns.size(), y, x + i / cells);
   });
   block.sync();
 
-  for_channel_groups(block, g.channels, [&](int64_t first, int count) {
+  T* strip = grad_x + ((b * g.vertical.size + y) * g.horizontal.size + x) * g.channels;
+  for_channel_groups(block, pixels, g.channels, [&](int64_t n, int64_t first, int count) VSS_INLINE {
     float total[Block::kLanes] = {};
     for (int64_t r = 0; r < cell_rows.size(); ++r) {
       for (int64_t c = 0; c < cell_columns.size(); ++c) {
-        const float share = coefficients[r * cell_columns.size() + c];
+        const float share = coefficients[n * cells + r * cell_columns.size() + c];
         if (share == 0.0f) continue;  // not a reader after all
         const int64_t cell =
             (b * g.rows + cell_rows.begin + r) * g.columns + cell_columns.begin + c;
@@ -139,10 +151,10 @@ VSS_HOST_DEVICE void pool_pixel_backward(const Block& block, const PoolGeometry&
           total[lane] += share * static_cast<float>(source[lane]);
       }
     }
-    T* pixel = grad_x + index * g.channels + first;
+    T* pixel = strip + n * g.channels + first;
     for (int lane = 0; lane < count; ++lane) pixel[lane] = static_cast<T>(total[lane]);
   });
-  block.sync();
+  block.sync();  // the scratch may be overwritten by the next strip
 }
 
 // One cell's part of the gradients of weight and bias: side * side values, then the bias's. The

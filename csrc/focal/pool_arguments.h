@@ -18,6 +18,11 @@ inline at::Tensor with_adjacent_channels(const at::Tensor& x) {
   return x.stride(3) == 1 || x.size(3) <= 1 ? x : x.contiguous();
 }
 
+inline void set_strip(PoolGeometry& g, int64_t strip) {
+  g.strip = strip;
+  g.strips_in_row = ceil_div(g.horizontal.size, strip);
+}
+
 inline PoolGeometry pool_geometry(const at::Tensor& x, const at::Tensor& weight, int64_t rows,
                                   int64_t columns) {
   check_dims("focal_pool", "weight", weight, 1);
@@ -40,6 +45,7 @@ inline PoolGeometry pool_geometry(const at::Tensor& x, const at::Tensor& weight,
   g.x_batch = x.stride(0);
   g.x_row = x.stride(1);
   g.x_column = x.stride(2);
+  set_strip(g, 1);
   return g;
 }
 
@@ -105,12 +111,13 @@ inline int64_t patch_capacity(const PoolGeometry& g) {
   return span(g.vertical) * span(g.horizontal);
 }
 
-// Floats of scratch that hold any cell span: see Resize::reader_begin and reader_end.
-inline int64_t cell_capacity(const PoolGeometry& g) {
-  const auto span = [&](const Resize& resize) {
-    return static_cast<int64_t>(std::ceil(2.0f / resize.scale) + 6) / g.side + 3;
+// Floats of scratch that hold a coefficient for each pixel of a strip and each cell that may read
+// the strip: see Resize::reader_begin and reader_end.
+inline int64_t strip_capacity(const PoolGeometry& g) {
+  const auto cells = [&](const Resize& resize, int64_t positions) {
+    return static_cast<int64_t>(std::ceil((positions + 1) / resize.scale) + 6) / g.side + 3;
   };
-  return span(g.vertical) * span(g.horizontal);
+  return g.strip * cells(g.vertical, 1) * cells(g.horizontal, g.strip);
 }
 
 }  // namespace vss::focal
