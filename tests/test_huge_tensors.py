@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import vss_kernels
+from tests.huge_tensors import MANY, on_a_large_gpu, random
 from vss_kernels import (
     aggregate_affinity,
     focal_pool,
@@ -20,22 +20,12 @@ from vss_kernels import (
 from vss_kernels.nn import AffinityAggregation
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
-MANY = 2**31
-GIB = 2**30
 
 
 @pytest.fixture(autouse=True)
 def _native():
-    free, _ = torch.cuda.mem_get_info()
-    if free < 60 * GIB:
-        pytest.skip(f"needs 60 GiB of free GPU memory, got {free / GIB:.0f}")
-    with vss_kernels.backend("native"):
+    with on_a_large_gpu("native", 60):
         yield
-    torch.cuda.empty_cache()
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
 
 def result_and_gradients(function, inputs: list[Tensor]) -> list[Tensor]:

@@ -7,29 +7,20 @@ import torch
 from torch import Tensor
 
 import vss_kernels
+from tests.huge_tensors import MANY, on_a_large_gpu, random
 from tests.precision import SLACK, error
 from vss_kernels import FocalGeometry, attend_selected, masked_affinity, select_tokens
 from vss_kernels.focal.attention import attend_tokens
 from vss_kernels.focal.attention.tables import num_tokens
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
-MANY = 2**31
-GIB = 2**30
 SAMPLE = 64  # positions at each end that are checked
 
 
 @pytest.fixture(autouse=True)
 def _triton():
-    free, _ = torch.cuda.mem_get_info()
-    if free < 40 * GIB:
-        pytest.skip(f"needs 40 GiB of free GPU memory, got {free / GIB:.0f}")
-    with vss_kernels.backend("triton"):
+    with on_a_large_gpu("triton", 40):
         yield
-    torch.cuda.empty_cache()
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
 
 def shuffled(frames: int, tokens: int) -> Tensor:
