@@ -19,6 +19,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+# What any kernel may take: two blocks fit on a multiprocessor of an A100 or H100.
+SHARED_BYTES = 80 * 1024
+SPILLED_BYTES = 64
+
 _POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -118,6 +122,14 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
     return Resources(
         *_registers_and_spills(compiled.asm["ptx"], capability, compiled.metadata.shared)
     )
+
+
+def assert_fit(launches: Iterable[Launch], capability: int) -> None:
+    """Asserts that launches compile for ``sm_<capability>`` and leave a multiprocessor room."""
+    for launch in launches:
+        used = compile_launch(launch, capability)
+        assert used.shared_bytes <= SHARED_BYTES, (launch.kernel.__name__, used)
+        assert used.spilled_bytes <= SPILLED_BYTES, (launch.kernel.__name__, used)
 
 
 def _registers_and_spills(ptx: str, capability: int, shared: int) -> tuple[int, int, int]:

@@ -5,11 +5,14 @@
 
 #include <vector>
 
+#include "../common/parallel.h"
 #include "attention_arguments.h"
 #include "pool_arguments.h"
 
 namespace vss::focal {
 namespace {
+
+constexpr int64_t kGrain = 8;  // see parallel_blocks
 
 template <typename T>
 VSS_CPU_BLOCK void run_pool_cells(const CpuBlock& block, const PoolGeometry& g, const T* x,
@@ -32,16 +35,6 @@ VSS_CPU_BLOCK void run_pool_weight_backward(const CpuBlock& block, const PoolGeo
   for (int64_t i = begin; i < end; ++i) pool_weight_backward(block, g, grad, x, parts, i);
 }
 
-// Splits [0, count) over the threads; each gets a block with its own scratch.
-template <typename F>
-void parallel_blocks(int64_t count, int64_t scratch_floats, const F& f) {
-  constexpr int64_t kGrain = 8;  // blocks below which another thread is not worth its start
-  at::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(scratch_floats);
-    f(CpuBlock(scratch.data()), begin, end);
-  });
-}
-
 at::Tensor pool(const at::Tensor& x_any, const at::Tensor& weight_any, const at::Tensor& bias,
                 at::IntArrayRef cells) {
   const PoolInputs in = pool_inputs(x_any, weight_any, bias, cells);
@@ -52,7 +45,7 @@ at::Tensor pool(const at::Tensor& x_any, const at::Tensor& weight_any, const at:
     const auto* weight = in.weight.const_data_ptr<scalar_t>();
     const auto* offset = bias.const_data_ptr<scalar_t>();
     auto* result = out.mutable_data_ptr<scalar_t>();
-    parallel_blocks(in.geometry.cells(), patch_capacity(in.geometry),
+    parallel_blocks(in.geometry.cells(), kGrain, patch_capacity(in.geometry),
                     [&](const CpuBlock& block, int64_t begin, int64_t end) {
                       run_pool_cells(block, in.geometry, x, weight, offset, result, begin, end);
                     });
@@ -71,7 +64,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pool_backward(const at::Tensor& g
     if (in.grad_x.numel() > 0) {
       const auto* weight = in.weight.const_data_ptr<scalar_t>();
       auto* result = in.grad_x.mutable_data_ptr<scalar_t>();
-      parallel_blocks(g.strips(), strip_capacity(g),
+      parallel_blocks(g.strips(), kGrain, strip_capacity(g),
                       [&](const CpuBlock& block, int64_t begin, int64_t end) {
                         run_pool_strips_backward(block, g, grad, weight, result, begin, end);
                       });
@@ -79,7 +72,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pool_backward(const at::Tensor& g
     if (in.parts.numel() > 0) {
       const auto* x = in.x.const_data_ptr<scalar_t>();
       auto* parts = in.parts.mutable_data_ptr<float>();
-      parallel_blocks(g.cells(), patch_capacity(g),
+      parallel_blocks(g.cells(), kGrain, patch_capacity(g),
                       [&](const CpuBlock& block, int64_t begin, int64_t end) {
                         run_pool_weight_backward(block, g, grad, x, parts, begin, end);
                       });

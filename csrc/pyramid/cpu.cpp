@@ -1,14 +1,14 @@
 // The CPU launcher of fuse_pyramid.
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <vector>
-
+#include "../common/parallel.h"
 #include "pyramid_arguments.h"
 
 namespace vss::pyramid {
 namespace {
+
+constexpr int64_t kGrain = 4;  // see parallel_blocks
 
 template <typename T>
 VSS_CPU_BLOCK void run_columns(const CpuBlock& block, const Pyramid& p, const Sources<T>& sources,
@@ -28,16 +28,6 @@ VSS_CPU_BLOCK void run_backward(const CpuBlock& block, const PyramidBackward& p,
   for (int64_t i = begin; i < end; ++i) fuse_backward(block, p, grad, grad_levels, i);
 }
 
-// Splits [0, count) over the threads; each gets a block with its own scratch.
-template <typename F>
-void parallel_blocks(int64_t count, int64_t scratch_floats, const F& f) {
-  constexpr int64_t kGrain = 4;  // blocks below which another thread is not worth its start
-  at::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(scratch_floats);
-    f(CpuBlock(scratch.data()), begin, end);
-  });
-}
-
 at::Tensor fuse(at::TensorList levels) {
   PyramidInputs in = pyramid_inputs(levels);
   Pyramid& p = in.geometry;
@@ -48,7 +38,7 @@ at::Tensor fuse(at::TensorList levels) {
   VSS_DISPATCH_FLOATING(out.scalar_type(), "fuse_pyramid", [&] {
     const Sources<scalar_t> sources = in.sources<scalar_t>();
     auto* result = out.mutable_data_ptr<scalar_t>();
-    parallel_blocks(p.blocks(), p.scratch_floats(CpuBlock::kLanes, in.turned),
+    parallel_blocks(p.blocks(), kGrain, p.scratch_floats(CpuBlock::kLanes, in.turned),
                     [&](const CpuBlock& block, int64_t begin, int64_t end) {
                       if (in.turned) {
                         run_channels(block, p, sources, result, begin, end);
@@ -67,7 +57,7 @@ std::vector<at::Tensor> fuse_levels_backward(const at::Tensor& grad, at::IntArra
   VSS_DISPATCH_FLOATING(grad.scalar_type(), "fuse_pyramid_backward", [&] {
     const auto* incoming = call.grad.const_data_ptr<scalar_t>();
     const auto results = call.results<scalar_t>();
-    parallel_blocks(p.blocks(), p.scratch_floats(),
+    parallel_blocks(p.blocks(), kGrain, p.scratch_floats(),
                     [&](const CpuBlock& block, int64_t begin, int64_t end) {
                       run_backward(block, p, incoming, results.data(), begin, end);
                     });

@@ -1,10 +1,8 @@
 // The CPU launchers of the upsampling operators.
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <vector>
-
+#include "../common/parallel.h"
 #include "argmax_arguments.h"
 #include "cross_entropy_arguments.h"
 
@@ -33,15 +31,6 @@ VSS_CPU_BLOCK void run_argmax_tiles(const CpuBlock& block, const ArgmaxGeometry&
   for (int64_t i = begin; i < end; ++i) argmax_tile<kConfidence>(block, g, logits, result, i);
 }
 
-// Splits [0, count) over the threads; each gets a block with its own scratch.
-template <typename F>
-void parallel_blocks(int64_t count, int64_t scratch_floats, const F& f) {
-  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(scratch_floats);
-    f(CpuBlock(scratch.data()), begin, end);
-  });
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy(
     const at::Tensor& logits, const at::Tensor& labels,
     const std::optional<at::Tensor>& class_weights, int64_t ignore_index,
@@ -55,7 +44,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy(
     float* losses = results.losses();
     float* log_sums = results.log_sums.mutable_data_ptr<float>();
     float* parts = results.tile_sums();
-    parallel_blocks(g.blocks(), 2 * g.tile,
+    parallel_blocks(g.blocks(), 1, 2 * g.tile,
                     [&](const CpuBlock& block, int64_t begin, int64_t end) {
                       run_loss_tiles(block, g, map, losses, log_sums, parts, begin, end);
                     });
@@ -81,7 +70,7 @@ at::Tensor cross_entropy_backward(const at::Tensor& grad, const at::Tensor& scal
   VSS_DISPATCH_FLOATING(logits.scalar_type(), "upsample_cross_entropy_backward", [&] {
     const auto* map = in.loss.logits.const_data_ptr<scalar_t>();
     auto* result = in.grad_logits.mutable_data_ptr<scalar_t>();
-    parallel_blocks(g.blocks(), g.scratch_floats(),
+    parallel_blocks(g.blocks(), 1, g.scratch_floats(),
                     [&](const CpuBlock& block, int64_t begin, int64_t end) {
                       run_loss_tiles_backward(block, g, map, result, begin, end);
                     });
@@ -95,7 +84,7 @@ std::tuple<at::Tensor, at::Tensor> argmax(const at::Tensor& logits, at::IntArray
   const ArgmaxGeometry& g = call.geometry;
   VSS_DISPATCH_FLOATING(logits.scalar_type(), "upsample_argmax", [&] {
     const auto* map = call.logits.const_data_ptr<scalar_t>();
-    parallel_blocks(g.blocks(), 0, [&](const CpuBlock& block, int64_t begin, int64_t end) {
+    parallel_blocks(g.blocks(), 1, 0, [&](const CpuBlock& block, int64_t begin, int64_t end) {
       if (confidence) {
         run_argmax_tiles<true>(block, g, map, call.result, begin, end);
       } else {
