@@ -138,7 +138,7 @@ def extension_arguments(torch: object) -> dict[str, object]:
     if sanitize not in ("", *SANITIZE_FLAGS):
         raise SystemExit(f"VSS_KERNELS_SANITIZE must be address or thread, got {sanitize!r}")
     launchers = "threaded.cpp" if sanitize == "thread" else "cpu*.cpp"
-    sources = ["csrc/ops.cpp", "csrc/module.cpp", *relative_sources(launchers)]
+    sources = ["csrc/library.cpp", "csrc/module.cpp", *relative_sources(launchers)]
     flags = [
         "-O3",
         "-std=c++20",

@@ -14,11 +14,11 @@ from torch.nn.attention.flex_attention import flex_attention
 import vss_kernels
 from benchmarks.harness import DEVICE, MODES
 from benchmarks.precisions import PRECISIONS, named, products_in
-from tests.precision import SLACK, error, outputs_and_gradients
+from tests.support.precision import SLACK, error, outputs_and_gradients
 from vss_kernels import FocalGeometry
-from vss_kernels.focal.attention import attend_tokens
-from vss_kernels.focal.attention.tables import num_tokens
-from vss_kernels.focal.geometry import PADDING, PADDING_LOGIT, key_table
+from vss_kernels.focal_attention import attend_tokens
+from vss_kernels.focal_attention.geometry import PADDING, PADDING_LOGIT, key_table
+from vss_kernels.focal_attention.tables import num_tokens
 from vss_kernels.nn import FocalBlock
 
 HEADS, HEAD_DIM = 8, 32

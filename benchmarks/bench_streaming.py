@@ -16,7 +16,7 @@ import torch
 from benchmarks.harness import DEVICE, ROUNDS, implementation_of, record
 from vss_kernels import upsample_argmax
 from vss_models import create_model
-from vss_models.streaming import StreamingSegmenter
+from vss_models.inference.streaming import StreamingSegmenter
 
 CLASSES = 124
 SIZE, NETWORK_SIZE = (480, 853), (480, 864)

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.harness import DEVICE, implementation_of, record
 from vss_models import create_model
 from vss_models.backbones.mit import DropPath
-from vss_models.execution import compiled
+from vss_models.inference.compile import compiled
 from vss_models.losses import ClipLoss
 
 CLASSES = 124

@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import vss_kernels
 from benchmarks.floor import floor
-from tests.precision import assert_as_accurate_as_eager
-from tests.repeats import captured
+from tests.support.precision import assert_as_accurate_as_eager
+from tests.support.repeats import captured
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODES = ("forward", "forward+backward")

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import vss_kernels
-from vss_kernels import backends, info, native
-from vss_kernels.backends import BackendError, Implementation, Operator, always
+from vss_kernels import info
+from vss_kernels._runtime import backends, native
+from vss_kernels._runtime.backends import BackendError, Implementation, Operator, always
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ class Finder:
             return {spec}
 sys.meta_path.insert(0, Finder())
 import torch, vss_kernels
-from vss_kernels import native
+from vss_kernels._runtime import native
 print(native.problem())
 print(vss_kernels.focal_pool(torch.ones(1, 2, 2, 1), torch.ones(4), torch.zeros(()), (1, 1)).item())
 """
@@ -135,7 +136,7 @@ def run_with_extension(spec: str) -> str:
 
 
 def test_the_extensions_operators_are_those_of_its_sources():
-    text = (Path(__file__).parents[1] / "csrc" / "ops.cpp").read_text()
+    text = (Path(__file__).parents[1] / "csrc" / "library.cpp").read_text()
     schemas = re.findall(r'm\.def\(\s*"(\w+)\(', text)
     assert sorted(name for name in schemas if not name.endswith("_backward")) == list(
         native.OPERATORS

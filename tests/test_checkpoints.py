@@ -20,7 +20,7 @@ from vss_models.checkpoints import (
     save_released,
     to_released,
 )
-from vss_models.checkpoints.names import NO_CONTENT, backbone_layouts, released_names
+from vss_models.checkpoints.key_map import NO_CONTENT, backbone_layouts, released_names
 
 KEYS = Path(__file__).parent / "golden" / "checkpoint_keys"
 UNUSED_CLASSIFIER = 15_996

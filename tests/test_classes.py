@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.vspw_files import write_dataset
+from tests.support.vspw_files import write_dataset
 from vss_models.data import (
     VSPW_CLASSES,
     ClipTrainDataset,

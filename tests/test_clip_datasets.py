@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from tests.vspw_files import write_dataset, write_video
+from tests.support.vspw_files import write_dataset, write_video
 from vss_models.data import (
     ClipTestDataset,
     ClipTrainDataset,

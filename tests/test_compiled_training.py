@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tests.tiny_training import NUM_CLASSES, make_data, make_dataset, make_module, run
+from tests.support.tiny_training import NUM_CLASSES, make_data, make_dataset, make_module, run
 from vss_models.backbones.mit import DropPath
 from vss_models.checkpoints import load_model
 from vss_models.training import SegmentationModule

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny_training import make_data, make_dataset, make_module
+from tests.support.tiny_training import make_data, make_dataset, make_module
 from vss_models.checkpoints import load_model
 from vss_models.training import evaluate
-from vss_models.training.stream import ResumableLoader
+from vss_models.training.resumable_loader import ResumableLoader
 
 SCRIPT = """
 import sys
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from tests.tiny_training import make_data, make_module, run
+from tests.support.tiny_training import make_data, make_module, run
 from vss_models.training import RunCheckpoints
 
 if __name__ == "__main__":

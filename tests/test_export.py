@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from vss_kernels.affinity.eager import select_tokens
+from vss_kernels.select_tokens.eager import select_tokens
 from vss_models import VideoSegmentor, create_model
 from vss_models.checkpoints import save_model
 from vss_models.cli import main
 from vss_models.data import evaluation_references
-from vss_models.export import ExportError, _stable_sort, export_model
-from vss_models.streaming import StreamingSegmenter
+from vss_models.inference.export import ExportError, _stable_sort, export_model
+from vss_models.inference.streaming import StreamingSegmenter
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -189,7 +189,7 @@ def test_errors_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         export_model(model, tmp_path / "model.onnx", (64, 96), False)
     monkeypatch.undo()
     wrong = (torch.zeros(1, 5, 16, 24),)
-    monkeypatch.setattr("vss_models.export._run_pt2", lambda path, inputs: wrong)
+    monkeypatch.setattr("vss_models.inference.export._run_pt2", lambda path, inputs: wrong)
     with pytest.raises(ExportError, match="differ from the model's by 1 of"):
         export_model(model, tmp_path / "model.pt2", (64, 96), False)
     assert not list(tmp_path.iterdir())

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
 import vss_kernels
-from tests.definitions import stored_in_order
-from tests.precision import SLACK, error
+from tests.support.definitions import stored_in_order
+from tests.support.precision import SLACK, error
 from vss_kernels import FocalGeometry, PooledLevel, focal_attention
-from vss_kernels.focal.geometry import PADDING, key_table, relative_position_index
+from vss_kernels.focal_attention.geometry import PADDING, key_table, relative_position_index
 
 SMALL = FocalGeometry(3, 1, (PooledLevel(3, 1), PooledLevel(1, 2), PooledLevel(5, 1)))
 GEOMETRIES = st.builds(

@@ -7,17 +7,23 @@ import functools
 import pytest
 import torch
 
-from tests.triton_launches import assert_fit, compile_launch, record_launches, specialization
-from vss_kernels import FocalGeometry, triton_support
-from vss_kernels.focal.attention import gradient_kernels, triton_kernels
-from vss_kernels.focal.attention.op import geometry_settings
-from vss_kernels.focal.attention.tables import num_tokens
+from tests.support.triton_launches import (
+    assert_fit,
+    compile_launch,
+    record_launches,
+    specialization,
+)
+from vss_kernels import FocalGeometry
+from vss_kernels._runtime import triton_support
+from vss_kernels.focal_attention import triton_gradient_kernels, triton_kernels
+from vss_kernels.focal_attention.op import geometry_settings
+from vss_kernels.focal_attention.tables import num_tokens
 
 pytestmark = pytest.mark.skipif(
     triton_support.INTERPRETED, reason="TRITON_INTERPRET=1 leaves nothing to compile"
 )
 
-MODULES = (triton_kernels, gradient_kernels)
+MODULES = (triton_kernels, triton_gradient_kernels)
 KERNELS = {
     "widen_bias_kernel",
     "attend_kernel",

@@ -8,15 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vss_kernels
-from tests.definitions import stored_in_order
-from tests.precision import assert_as_accurate_as_eager, outputs_and_gradients
-from tests.repeats import assert_repeatable
+from tests.support.definitions import stored_in_order
+from tests.support.precision import assert_as_accurate_as_eager, outputs_and_gradients
+from tests.support.repeats import assert_repeatable
 from tests.test_focal_attention import GEOMETRIES, SMALL, make_inputs
-from vss_kernels import FocalGeometry, PooledLevel, focal_attention, native
-from vss_kernels.focal.attention import attend_tokens
-from vss_kernels.focal.attention.context import as_buffer
-from vss_kernels.focal.attention.op import geometry_settings
-from vss_kernels.focal.geometry import key_table
+from vss_kernels import FocalGeometry, PooledLevel, focal_attention
+from vss_kernels._runtime import native
+from vss_kernels.focal_attention import attend_tokens
+from vss_kernels.focal_attention.geometry import key_table
+from vss_kernels.focal_attention.key_value_layout import as_buffer
+from vss_kernels.focal_attention.op import geometry_settings
 from vss_kernels.nn import FocalBlock
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))

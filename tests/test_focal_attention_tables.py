@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.test_focal_attention import GEOMETRIES, SMALL
 from vss_kernels import FocalGeometry
-from vss_kernels.focal.attention.tables import (
+from vss_kernels.focal_attention.geometry import PADDING, key_table
+from vss_kernels.focal_attention.tables import (
     FEW_AND_MANY,
     KEPT,
     LONGEST_ITEM,
@@ -19,7 +20,6 @@ from vss_kernels.focal.attention.tables import (
     invert,
     num_tokens,
 )
-from vss_kernels.focal.geometry import PADDING, key_table
 
 GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 4))
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vss_kernels
-from tests.precision import assert_as_accurate_as_eager
-from tests.repeats import assert_repeatable, assert_replays
-from vss_kernels import focal_pool, native
+from tests.support.precision import assert_as_accurate_as_eager
+from tests.support.repeats import assert_repeatable, assert_replays
+from vss_kernels import focal_pool
+from vss_kernels._runtime import native
 
 needs_native = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

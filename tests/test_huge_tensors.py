@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.huge_tensors import MANY, on_a_large_gpu, random
+from tests.support.huge_tensors import MANY, on_a_large_gpu, random
 from vss_kernels import (
     aggregate_affinity,
     focal_pool,

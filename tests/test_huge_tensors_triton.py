@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 import vss_kernels
-from tests.huge_tensors import MANY, on_a_large_gpu, random
-from tests.precision import SLACK, error
+from tests.support.huge_tensors import MANY, on_a_large_gpu, random
+from tests.support.precision import SLACK, error
 from vss_kernels import FocalGeometry, attend_selected, masked_affinity, select_tokens
-from vss_kernels.focal.attention import attend_tokens
-from vss_kernels.focal.attention.tables import num_tokens
+from vss_kernels.focal_attention import attend_tokens
+from vss_kernels.focal_attention.tables import num_tokens
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 SAMPLE = 64  # positions at each end that are checked

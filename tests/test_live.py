@@ -15,8 +15,8 @@ from tests.test_segment import SIZE, make_frames, make_video, read_labels, segme
 from vss_models.checkpoints import save_model
 from vss_models.cli import main
 from vss_models.data import EvaluationTransform, numbered_classes
-from vss_models.inference import segment_video
-from vss_models.streaming import StreamingSegmenter
+from vss_models.inference.streaming import StreamingSegmenter
+from vss_models.inference.video_to_files import segment_video
 from vss_models.video import FrameSource, LiveSource, VideoError, open_video
 
 PATTERN = "testsrc=size=62x46:rate=25:duration=1"

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from tests.vspw_files import write_dataset
+from tests.support.vspw_files import write_dataset
 from vss_models.data import (
     ClipSampler,
     ClipTestDataset,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden_io import Golden, assert_gradients, assert_output, load
+from tests.support.golden_io import Golden, assert_gradients, assert_output, load
 from vss_kernels import upsample_argmax
 from vss_models import ClipLoss, VideoSegmentor, create_model
 from vss_models.checkpoints import load_released
-from vss_models.checkpoints.names import released_names
+from vss_models.checkpoints.key_map import released_names
 
 MODELS = [
     "mrcfa_b0_96x128",

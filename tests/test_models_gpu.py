@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import vss_kernels
-from tests.golden_io import load
-from tests.precision import SLACK, error
-from tests.repeats import captured
+from tests.support.golden_io import load
+from tests.support.precision import SLACK, error
+from tests.support.repeats import captured
 from tests.test_models_golden import build, clip_and_labels
 from vss_models import ClipLoss, VideoSegmentor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests import golden_io
+from tests.support import golden_io
 from vss_kernels import FocalGeometry, PooledLevel
 from vss_kernels.nn import (
     AffinityAggregation,

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import vss_kernels
-from vss_kernels import triton_support
+from vss_kernels._runtime import triton_support
 from vss_kernels.nn import RelationAffinity
 from vss_models.heads.mrcfa import MRCFAHead
 

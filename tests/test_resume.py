@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny_training import make_data, make_dataset, make_module, run
+from tests.support.tiny_training import make_data, make_dataset, make_module, run
 from vss_models.checkpoints import load_model
 from vss_models.training import RunCheckpoints, VideoDataModule
 from vss_models.training.checkpoint_io import AtomicCheckpointIO

@@ -16,8 +16,8 @@ from vss_models import VideoSegmentor, create_model
 from vss_models.checkpoints import CheckpointError, open_model, save_model, save_released
 from vss_models.cli import main
 from vss_models.data import EvaluationTransform, generated_colours, numbered_classes
-from vss_models.inference import OutputSettings, segment_video
-from vss_models.streaming import StreamingSegmenter
+from vss_models.inference.streaming import StreamingSegmenter
+from vss_models.inference.video_to_files import OutputSettings, segment_video
 from vss_models.video import open_video
 
 SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 1, 1, 1), "embed_dim": 16}

@@ -12,7 +12,7 @@ from vss_kernels import upsample_argmax
 from vss_models import VideoSegmentor, create_model
 from vss_models.data import EvaluationTransform
 from vss_models.data.transforms import normalise
-from vss_models.streaming import StreamingSegmenter
+from vss_models.inference.streaming import StreamingSegmenter
 
 SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 1, 1, 1), "embed_dim": 32}
 TRANSFORM = EvaluationTransform(scale=(85, 48))

@@ -16,7 +16,14 @@ import torch.nn.functional as F
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.tiny_training import NUM_CLASSES, OVERRIDES, make_data, make_dataset, make_module, run
+from tests.support.tiny_training import (
+    NUM_CLASSES,
+    OVERRIDES,
+    make_data,
+    make_dataset,
+    make_module,
+    run,
+)
 from vss_models import VideoSegmentor, create_model
 from vss_models.checkpoints import CheckpointError, open_model, save_model
 from vss_models.cli import main

@@ -8,22 +8,23 @@ import itertools
 import pytest
 import torch
 
-from tests.triton_launches import (
+from tests.support.triton_launches import (
     Specialization,
     assert_fit,
     compile_launch,
     record_launches,
     specialization,
 )
-from vss_kernels import triton_support
-from vss_kernels.affinity import select_kernels
-from vss_kernels.affinity import triton_kernels as affinity_kernels
-from vss_kernels.attend import triton_kernels as attend_kernels
+from vss_kernels._runtime import triton_support, triton_token_rows
+from vss_kernels.attend_selected import triton_kernels as attend_kernels
+from vss_kernels.masked_affinity import triton_kernels as affinity_kernels
+from vss_kernels.select_tokens import triton_kernels as select_kernels
 
 pytestmark = pytest.mark.skipif(
     triton_support.INTERPRETED, reason="TRITON_INTERPRET=1 leaves nothing to compile"
 )
 
+MODULES = (affinity_kernels, select_kernels, attend_kernels, triton_token_rows)
 KERNELS = {
     "part_score_kernel",
     "score_kernel",
@@ -72,8 +73,7 @@ def run_relation(
 )
 @pytest.mark.usefixtures("float32_products")
 def test_relation_kernels(dtype, capability):
-    modules = (affinity_kernels, select_kernels, attend_kernels)
-    launches = record_launches(modules, lambda: run_relation(dtype))
+    launches = record_launches(MODULES, lambda: run_relation(dtype))
     assert {launch.kernel.__name__ for launch in launches} == KERNELS
     assert_fit(launches, capability)
 
@@ -81,20 +81,18 @@ def test_relation_kernels(dtype, capability):
 @pytest.mark.slow
 @pytest.mark.parametrize(("top", "channels"), [(1, 8), (128, 512)])
 def test_relation_kernels_at_the_limits(top, channels):
-    modules = (affinity_kernels, select_kernels, attend_kernels)
     for dtype in (torch.float16, torch.float32):
         run = functools.partial(run_relation, dtype, top, channels)
-        for launch in record_launches(modules, run):
+        for launch in record_launches(MODULES, run):
             compile_launch(launch, 90)
 
 
 def test_another_size_is_not_another_kernel():
     """A size compiles nothing new, but that rows of a multiple of 16 are loaded in vectors."""
-    modules = (affinity_kernels, select_kernels, attend_kernels)
     compiled: dict[str, set[Specialization]] = {}
     for tokens, batch, scale in itertools.product((225, 405, 256, 28), (1, 2), (16, 4, 1)):
         run = functools.partial(run_relation, torch.half, 5, 128, tokens, batch, scale)
-        for launch in record_launches(modules, run):
+        for launch in record_launches(MODULES, run):
             compiled.setdefault(launch.kernel.__name__, set()).add(specialization(launch))
     assert set(compiled) == KERNELS
     assert all(len(kernels) <= 2 for kernels in compiled.values()), compiled

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import vss_kernels
-from tests.precision import assert_as_accurate_as_eager
-from tests.repeats import assert_replays
+from tests.support.precision import assert_as_accurate_as_eager
+from tests.support.repeats import assert_replays
 from vss_kernels import FocalGeometry, attend_selected, masked_affinity, select_tokens
-from vss_kernels.focal.attention import attend_tokens
-from vss_kernels.focal.attention.tables import num_tokens
+from vss_kernels.focal_attention import attend_tokens
+from vss_kernels.focal_attention.tables import num_tokens
 
 pytestmark = pytest.mark.gpu
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vss_kernels
-from vss_kernels import triton_support
+from vss_kernels._runtime import triton_support
 
 not_interpreted = pytest.mark.skipif(
     triton_support.INTERPRETED, reason="TRITON_INTERPRET=1 runs kernels on the CPU"

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import vss_kernels
-from tests import golden_io
-from tests.definitions import resize, stored_in_order
-from tests.precision import SLACK, error
-from tests.upsample_cases import DEVICES, DTYPES, SIZES, make_case
-from vss_kernels import native, upsample_argmax
+from tests.support import golden_io
+from tests.support.definitions import resize, stored_in_order
+from tests.support.precision import SLACK, error
+from tests.support.upsample_cases import DEVICES, DTYPES, SIZES, make_case
+from vss_kernels import upsample_argmax
+from vss_kernels._runtime import native
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
 

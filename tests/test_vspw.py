@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.vspw_files import write_dataset
+from tests.support.vspw_files import write_dataset
 from vss_models.data import (
     ClipTestDataset,
     ClipTrainDataset,

@@ -1,14 +1,16 @@
 """Fused operators for video semantic segmentation."""
 
-from vss_kernels.affinity import masked_affinity, select_tokens
-from vss_kernels.aggregation import AggregationWeights, ConvNormLayer, aggregate_affinity
-from vss_kernels.attend import attend_selected
-from vss_kernels.backends import BackendError, backend
-from vss_kernels.focal.attention import focal_attention
-from vss_kernels.focal.geometry import FocalGeometry, PooledLevel
-from vss_kernels.focal.pool import focal_pool
-from vss_kernels.pyramid import fuse_pyramid
-from vss_kernels.upsample import upsample_argmax, upsample_cross_entropy
+from vss_kernels._runtime.backends import BackendError, backend
+from vss_kernels.aggregate_affinity import AggregationWeights, ConvNormLayer, aggregate_affinity
+from vss_kernels.attend_selected import attend_selected
+from vss_kernels.focal_attention import focal_attention
+from vss_kernels.focal_attention.geometry import FocalGeometry, PooledLevel
+from vss_kernels.focal_pool import focal_pool
+from vss_kernels.fuse_pyramid import fuse_pyramid
+from vss_kernels.masked_affinity import masked_affinity
+from vss_kernels.select_tokens import select_tokens
+from vss_kernels.upsample_argmax import upsample_argmax
+from vss_kernels.upsample_cross_entropy import upsample_cross_entropy
 
 __all__ = [
     "AggregationWeights",

@@ -12,7 +12,7 @@ from importlib import metadata
 import torch
 
 import vss_kernels
-from vss_kernels import backends, native
+from vss_kernels._runtime import backends, native
 
 
 def _version(distribution: str) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vss_kernels import upsample_cross_entropy
-
-from .heads.segformer import ClipLogits
+from vss_models.heads.segformer import ClipLogits
 
 
 class ClipLoss(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .backbones import MixTransformer, TimmBackbone
-from .heads import CFFMHead, MRCFAHead, SegFormerHead
-from .segmentor import ModelConfig, VideoSegmentor
+from vss_models.backbones import MixTransformer, TimmBackbone
+from vss_models.heads import CFFMHead, MRCFAHead, SegFormerHead
+from vss_models.model import ModelConfig, VideoSegmentor
 
 SIZES = ("b0", "b1", "b2", "b3", "b4", "b5")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vss_kernels import triton_support
+from vss_kernels._runtime import triton_support
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 import vss_kernels
-from tests.definitions import stored_in_order
-from tests.interpreter.machine import DEVICE, DTYPES
-from tests.precision import assert_as_accurate_as_eager
-from tests.repeats import assert_repeatable
+from tests.support.definitions import stored_in_order
+from tests.support.precision import assert_as_accurate_as_eager
+from tests.support.repeats import assert_repeatable
+from tests.support.triton_machine import DEVICE, DTYPES
 from tests.test_focal_attention import SMALL, make_inputs
 from vss_kernels import FocalGeometry, PooledLevel, focal_attention
-from vss_kernels.focal.attention import attend_tokens
-from vss_kernels.focal.attention.context import as_buffer
-from vss_kernels.focal.attention.op import geometry_settings
-from vss_kernels.focal.attention.tables import LONGEST_ITEM, inverse_tables
+from vss_kernels.focal_attention import attend_tokens
+from vss_kernels.focal_attention.key_value_layout import as_buffer
+from vss_kernels.focal_attention.op import geometry_settings
+from vss_kernels.focal_attention.tables import LONGEST_ITEM, inverse_tables
 
 # geometry, grid of windows, clips, heads, channels of a head
 CASES = {

@@ -7,8 +7,8 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import vss_kernels
-from tests import golden_io
-from tests.interpreter.machine import DEVICE
+from tests.support import golden_io
+from tests.support.triton_machine import DEVICE
 from vss_kernels import attend_selected
 from vss_kernels.nn import RelationAffinity
 

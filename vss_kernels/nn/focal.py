@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vss_kernels.focal.attention import attend_tokens
-from vss_kernels.focal.geometry import (
+from vss_kernels.focal_attention import attend_tokens
+from vss_kernels.focal_attention.geometry import (
     FocalGeometry,
     check_windows,
     focal_geometry,
     relative_position_index,
 )
-from vss_kernels.focal.pool import focal_pool
+from vss_kernels.focal_pool import focal_pool
 
 
 def _linear(incoming: int, outgoing: int) -> nn.Linear:

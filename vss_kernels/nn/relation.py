@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vss_kernels.affinity import masked_affinity, select_tokens
-from vss_kernels.aggregation import (
+from vss_kernels.aggregate_affinity import (
     NORM_EPSILON,
     AggregationWeights,
     ConvNormLayer,
     aggregate_affinity,
 )
+from vss_kernels.masked_affinity import masked_affinity
+from vss_kernels.select_tokens import select_tokens
 
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 

@@ -4,7 +4,7 @@ An encoder is a module whose `channels` names the channels of its four levels an
 returns their maps (N, C_i, H_i, W_i) as a list.
 """
 
-from .mit import MixTransformer
-from .timm_backbone import TimmBackbone
+from vss_models.backbones.mit import MixTransformer
+from vss_models.backbones.timm_backbone import TimmBackbone
 
 __all__ = ["MixTransformer", "TimmBackbone"]

@@ -1,9 +1,20 @@
 """Weights in and out: released, Hugging Face and segmentation_models_pytorch files, and our own."""
 
-from .any_file import RUN_KEY, open_model, state_of_run
-from .own import build_model, describe_data, describe_model, load_model, save_model
-from .released import load_backbone, load_released, save_released, to_released
-from .report import CheckpointError, LoadReport, ShapeMismatch
+from vss_models.checkpoints.native import (
+    build_model,
+    describe_data,
+    describe_model,
+    load_model,
+    save_model,
+)
+from vss_models.checkpoints.open import RUN_KEY, open_model, state_of_run
+from vss_models.checkpoints.published import (
+    load_backbone,
+    load_released,
+    save_released,
+    to_released,
+)
+from vss_models.checkpoints.report import CheckpointError, LoadReport, ShapeMismatch
 
 __all__ = [
     "RUN_KEY",

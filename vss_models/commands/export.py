@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vss_models.checkpoints import CheckpointError
 from vss_models.commands.model_options import add_model_options, chosen_model
-from vss_models.export import ExportError, export_model
+from vss_models.inference.export import ExportError, export_model
 
 DESCRIPTION = """\
 Write a trained model as a program of plain PyTorch operators (torch.export, FILE.pt2) or as an ONNX

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from vss_models.checkpoints import open_model
+from vss_models.model import VideoSegmentor
 from vss_models.registry import MODEL_NAMES, create_model
-from vss_models.segmentor import VideoSegmentor
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

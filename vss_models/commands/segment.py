@@ -29,16 +29,16 @@ from vss_models.data import (
     vspw_classes,
 )
 from vss_models.data.classes import generated_colours
-from vss_models.execution import CUDA_GRAPH, PRECISIONS
-from vss_models.inference import (
+from vss_models.inference.compile import CUDA_GRAPH, PRECISIONS
+from vss_models.inference.streaming import StreamingSegmenter
+from vss_models.inference.video_to_files import (
     OutputSettings,
     check_apart,
     find_inputs,
     output_files,
     segment_video,
 )
-from vss_models.segmentor import VideoSegmentor
-from vss_models.streaming import StreamingSegmenter
+from vss_models.model import VideoSegmentor
 from vss_models.video import FrameSource, LiveSource, VideoError, exact_rate, open_video
 
 DESCRIPTION = """\

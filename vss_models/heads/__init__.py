@@ -1,7 +1,7 @@
 """Segmentation heads: what turns the features of a clip's frames into logits."""
 
-from .cffm import CFFMHead
-from .mrcfa import MRCFAHead
-from .segformer import ClipLogits, FrameState, SegFormerHead
+from vss_models.heads.cffm import CFFMHead
+from vss_models.heads.mrcfa import MRCFAHead
+from vss_models.heads.segformer import ClipLogits, FrameState, SegFormerHead
 
 __all__ = ["CFFMHead", "ClipLogits", "FrameState", "MRCFAHead", "SegFormerHead"]

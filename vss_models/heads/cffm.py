@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vss_kernels.nn import FocalBlock
-
-from .segformer import (
+from vss_models.heads.segformer import (
     ClipLogits,
     FrameState,
     SegFormerHead,

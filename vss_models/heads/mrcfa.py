@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from vss_kernels import attend_selected
 from vss_kernels.nn import RelationAffinity
-
-from .segformer import (
+from vss_models.heads.segformer import (
     ClipLogits,
     FrameState,
     SegFormerHead,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fusion import PyramidFusion
+from vss_models.heads.fusion import PyramidFusion
 
 
 class ClipLogits(NamedTuple):

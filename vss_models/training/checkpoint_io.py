@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vss_models.checkpoints import RUN_KEY, CheckpointError, load_released, state_of_run
-from vss_models.checkpoints.files import read_file, write_file
-from vss_models.checkpoints.own import FORMAT
-from vss_models.segmentor import VideoSegmentor
+from vss_models.checkpoints.io import read_file, write_file
+from vss_models.checkpoints.native import FORMAT
+from vss_models.model import VideoSegmentor
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

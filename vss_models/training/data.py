@@ -22,7 +22,7 @@ from vss_models.data import (
     evaluation_loader,
     train_loader,
 )
-from vss_models.training.stream import ENDLESS, ResumableLoader
+from vss_models.training.resumable_loader import ENDLESS, ResumableLoader
 
 
 class VideoDataModule(pl.LightningDataModule):

@@ -10,9 +10,9 @@ from torch import Tensor
 from torchmetrics import SumMetric
 
 from vss_models.data import ClipTestDataset
+from vss_models.inference.streaming import StreamingSegmenter
 from vss_models.metrics import DEFINITIONS, SegmentationMetrics, VideoConsistency
-from vss_models.segmentor import VideoSegmentor
-from vss_models.streaming import StreamingSegmenter
+from vss_models.model import VideoSegmentor
 from vss_models.training.report import EvaluationReport
 
 WINDOWS = (8, 16)

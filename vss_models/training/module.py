@@ -14,8 +14,8 @@ from torch import Tensor
 from vss_kernels import upsample_argmax
 from vss_models.checkpoints import describe_data, load_backbone
 from vss_models.data import ClassTable, item_generator, numbered_classes
-from vss_models.execution import CUDA_GRAPH, compiled
 from vss_models.heads.segformer import ClipLogits
+from vss_models.inference.compile import CUDA_GRAPH, compiled
 from vss_models.losses import ClipLoss
 from vss_models.registry import create_model
 from vss_models.training.checkpoint_io import RUN_KEY, load_weights
@@ -45,8 +45,8 @@ class SegmentationModule(pl.LightningModule):
         class_weights: One weight a class, or None.
         seed: Seed of the initial weights and of dropout.
         compile: None trains the model as it is. "inductor" or "cuda-graph" compile forward, loss
-            and backward, see :func:`vss_models.execution.compiled`; compiled dropout draws other
-            numbers. Evaluation is not compiled.
+            and backward, see :func:`vss_models.inference.compile.compiled`; compiled dropout draws
+            other numbers. Evaluation is not compiled.
 
     Raises:
         ValueError: If the model's name or settings are not valid, or a file does not fit the model.

@@ -1,0 +1,228 @@
+"""aggregate_affinity's native kernels: golden answers, accuracy, layouts, determinism."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vss_kernels
+from tests.support import golden_io
+from tests.support.aggregation_cases import (
+    CHAINS,
+    PUBLISHED,
+    aggregate_with,
+    make_maps,
+    make_parameters,
+    numbers,
+)
+from tests.support.definitions import stored_in_order
+from tests.support.precision import assert_as_accurate_as_eager
+from tests.support.repeats import assert_repeatable
+from vss_kernels._runtime import native
+from vss_kernels.nn import AffinityAggregation
+
+pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+# maps, rows and columns of the coarse grid
+SIZES = [(3, 4, 5), (2, 1, 9), (1, 3, 17), (2, 5, 2), (0, 2, 3)]
+
+
+@pytest.mark.parametrize(("variant", "layers"), [("b0", 1), ("b1", 2)])
+def test_golden(variant, layers):
+    golden = golden_io.load(f"op_aggregation_{variant}")
+    names = golden_io.aggregation_names(layers)
+    module = AffinityAggregation(variant)
+    module.load_state_dict(golden_io.rename(golden.group("state"), names))
+    inputs = {
+        name: tensor.squeeze(1).requires_grad_() for name, tensor in golden.group("input").items()
+    }
+    with vss_kernels.backend("native", "aggregate_affinity"):
+        refined = module(inputs["affinity_1_32"], inputs["affinity_1_16"], inputs["affinity_1_8"])
+    golden_io.assert_output(refined, golden.tensors["output.refined"].squeeze(1))
+    refined.backward(golden.tensors["cotangent.refined"].squeeze(1))
+    golden_io.assert_gradients(
+        {name: tensor.grad for name, tensor in inputs.items()},
+        {name: tensor.squeeze(1) for name, tensor in golden.group("grad.input").items()},
+    )
+    golden_io.assert_gradients(
+        {name: parameter.grad for name, parameter in module.named_parameters()},
+        golden_io.rename(golden.group("grad.state"), names),
+        golden_io.biases_without_effect(module),
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("chains", CHAINS)
+def test_as_accurate_as_eager(chains, size, dtype, device):
+    inputs = (*make_maps(*size, dtype, device), make_parameters(CHAINS[chains], dtype, device))
+    assert_as_accurate_as_eager(
+        aggregate_with(CHAINS[chains]), inputs, "aggregate_affinity", "native"
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("chains", PUBLISHED)
+def test_a_single_coarse_position(chains, device):
+    # Its norm maps everything to zero, so only rounding noise can come back through it.
+    coarse, middle, fine = make_maps(2, 1, 1, device=device)
+    parameters = make_parameters(CHAINS[chains], device=device)
+    run = aggregate_with(CHAINS[chains])
+    assert_as_accurate_as_eager(
+        lambda *rest: run(coarse.to(rest[0]), *rest),
+        (middle, fine, parameters),
+        "aggregate_affinity",
+        "native",
+    )
+    with vss_kernels.backend("native", "aggregate_affinity"):
+        refined = run(coarse.requires_grad_(), middle, fine, parameters)
+    (gradient,) = torch.autograd.grad(refined.sum(), coarse)
+    assert gradient.abs().max() <= 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("chains", PUBLISHED)
+def test_maps_that_do_not_fit_shared_memory(chains):
+    inputs = (*make_maps(3, 68, 60, device="cuda"), make_parameters(CHAINS[chains], device="cuda"))
+    assert_as_accurate_as_eager(
+        aggregate_with(CHAINS[chains]), inputs, "aggregate_affinity", "native"
+    )
+
+
+# The same examples every time: once in some hundred, rounding puts a value on the other side of a
+# ReLU's corner, in eager and fused operators alike, and its gradient with it.
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(2, 6), st.integers(2, 12)),
+    chains=st.sampled_from(sorted(CHAINS)),
+    orders=st.tuples(*[st.permutations(range(3))] * 3),
+)
+def test_odd_sizes_and_strides(size, chains, orders):
+    torch.manual_seed(0)
+    maps = make_maps(*size)
+    parameters = make_parameters(CHAINS[chains])
+    run = aggregate_with(CHAINS[chains])
+    strided = [stored_in_order(scale, order) for scale, order in zip(maps, orders, strict=True)]
+    with vss_kernels.backend("native", "aggregate_affinity"):
+        assert torch.equal(run(*strided, parameters), run(*maps, parameters))
+    assert_as_accurate_as_eager(run, (*strided, parameters), "aggregate_affinity", "native")
+
+
+def test_statistics_far_from_zero():
+    # The variance is a hundred millionth of the squared mean: one pass would lose it.
+    chains = PUBLISHED["b0"]
+    maps = tuple(scale + 1e4 for scale in make_maps(2, 4, 5))
+    parameters = make_parameters(chains)
+    inputs = (*maps, parameters)
+    assert_as_accurate_as_eager(aggregate_with(chains), inputs, "aggregate_affinity", "native")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nan_stays_in_its_map(device):
+    chains = PUBLISHED["b1"]
+    coarse, middle, fine = make_maps(4, 2, 3, device=device)
+    fine[1, 3, 4] = math.nan
+    with vss_kernels.backend("native", "aggregate_affinity"):
+        refined = aggregate_with(chains)(
+            coarse, middle, fine, make_parameters(chains, device=device)
+        )
+    assert refined[1].isnan().all()
+    assert refined[[0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("chains", CHAINS)
+def test_gradients_do_not_depend_on_which_others_are_wanted(chains, device):
+    inputs = (*make_maps(2, 2, 3, device=device), make_parameters(CHAINS[chains], device=device))
+    operators = torch.ops.vss_kernels
+    layers = numbers(CHAINS[chains])
+    refined, statistics = operators.aggregate_affinity(*inputs, layers)
+    grad = torch.randn_like(refined)
+    arguments = (grad, *inputs, statistics, layers)
+    everything = operators.aggregate_affinity_backward(*arguments, [True] * 4)
+    for choice in range(16):
+        needs = [bool(choice >> position & 1) for position in range(4)]
+        some = operators.aggregate_affinity_backward(*arguments, needs)
+        for needed, want, have in zip(needs, everything, some, strict=True):
+            assert not needed or torch.equal(want, have)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_results_are_contiguous_repeatable_and_leave_nothing_unwritten(device):
+    chains = PUBLISHED["b1"]
+    coarse, middle, fine = make_maps(5, 3, 4, device=device)
+    fine = fine.transpose(1, 2).contiguous().transpose(1, 2)
+    inputs = (coarse, middle, fine, make_parameters(chains, device=device))
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+
+    def run():
+        with vss_kernels.backend("native", "aggregate_affinity"):
+            refined = aggregate_with(chains)(*leaves)
+        return (refined, *torch.autograd.grad(refined.square().sum(), leaves))
+
+    assert_repeatable(run)
+
+
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_other_instruction_sets(capability):
+    # PyTorch reads this once, so the choice needs a process of its own.
+    tests = ["-k", "(as_accurate and b1) or nan_stays or single", __file__]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_threads_do_not_change_the_result():
+    chains = PUBLISHED["b1"]
+    inputs = (*make_maps(7, 3, 4), make_parameters(chains))
+    layers = numbers(chains)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            refined, statistics = torch.ops.vss_kernels.aggregate_affinity(*inputs, layers)
+            grads = torch.ops.vss_kernels.aggregate_affinity_backward(
+                refined, *inputs, statistics, layers, [True] * 4
+            )
+            results.append((refined, *grads))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
+
+
+def test_biases_without_effect_get_next_to_no_gradient():
+    # A norm over one channel takes the convolution's bias out again.
+    module = AffinityAggregation("b2")
+    maps = make_maps(6, 5, 6)
+    with vss_kernels.backend("native", "aggregate_affinity"):
+        module(*maps).square().sum().backward()
+    for name in golden_io.biases_without_effect(module):
+        weight = module.get_parameter(name.replace(".bias", ".weight"))
+        bias = module.get_parameter(name)
+        assert bias.grad is not None
+        assert weight.grad is not None
+        assert bias.grad.abs().max() <= 1e-5 * weight.grad.abs().max()
+
+
+def test_the_longest_program_fits():
+    chains = ([(1, 1, 1)] * 6, [(1, 1, 1)] * 6, [(1, 1, 1)] * 4, [(1, 1, 1)] * 4, [(1, 1, 1)] * 4)
+    inputs = (*make_maps(2, 2, 3), torch.rand(4 * 24))
+    assert_as_accurate_as_eager(aggregate_with(chains), inputs, "aggregate_affinity", "native")

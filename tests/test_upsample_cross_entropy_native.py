@@ -1,0 +1,286 @@
+"""upsample_cross_entropy as a native block program, and what both upsampling operators share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import vss_kernels
+from benchmarks.harness import MIB, peak_memory
+from tests.support.definitions import stored_in_order
+from tests.support.precision import SLACK, assert_as_accurate_as_eager, outputs_and_gradients
+from tests.support.repeats import assert_repeatable, assert_replays
+from tests.support.upsample_cases import DEVICES, DTYPES, SIZES, make_case
+from vss_kernels import upsample_argmax, upsample_cross_entropy
+from vss_kernels._runtime import native
+
+pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
+LABEL_DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64]
+REDUCTIONS = ["mean_all", "mean", "sum", "none"]
+
+
+@pytest.fixture(autouse=True)
+def _native():
+    with vss_kernels.backend("native"):
+        yield
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_loss_is_as_accurate_as_eager(size, reduction, dtype, device):
+    logits, labels = make_case(size, dtype, device)
+    assert_as_accurate_as_eager(
+        lambda t: upsample_cross_entropy(t, labels, 127, reduction),
+        (logits,),
+        "upsample_cross_entropy",
+        "native",
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("label_smoothing", [0.1, 1.0])
+@pytest.mark.parametrize("reduction", ["mean_all", "mean"])
+def test_class_weights_and_label_smoothing(reduction, label_smoothing, weighted, device):
+    logits, labels = make_case(SIZES[0], device=device)
+    class_weights = torch.rand(19, device=device) + 0.5 if weighted else None
+
+    def loss(t):
+        weights = None if class_weights is None else class_weights.to(t)
+        return upsample_cross_entropy(
+            t, labels.to(t.device), 127, reduction, weights, label_smoothing
+        )
+
+    assert_as_accurate_as_eager(loss, (logits,), "upsample_cross_entropy", "native")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(
+        st.integers(1, 2), st.integers(2, 18), *[st.integers(1, top) for top in (6, 9, 40, 40)]
+    ),
+    label_dtype=st.sampled_from(LABEL_DTYPES),
+    order=st.permutations(range(4)),
+    label_order=st.permutations(range(3)),
+    reduction=st.sampled_from(REDUCTIONS),
+    label_smoothing=st.sampled_from([0.0, 0.2]),
+)
+def test_loss_at_odd_sizes_and_strides(
+    sizes, label_dtype, order, label_order, reduction, label_smoothing
+):
+    batch, classes, height, width, rows, columns = sizes
+    size = (batch, classes, (height, width), (rows, columns))
+    logits, labels = make_case(size, label_dtype=label_dtype)
+    labels = stored_in_order(labels, label_order)
+    logits = stored_in_order(logits, order)
+
+    def loss(t):
+        return upsample_cross_entropy(t, labels, 127, reduction, None, label_smoothing)
+
+    with vss_kernels.backend("eager"):
+        exact = outputs_and_gradients(loss, (logits.double(),))
+        eager = outputs_and_gradients(loss, (logits,))
+    native_results = outputs_and_gradients(loss, (logits,))
+    # A loss is the difference of two logits, a gradient that of a probability and a target. Where
+    # one nearly vanishes, its rounding is to be compared with what it is the difference of.
+    ones = torch.zeros_like(logits, requires_grad=True)
+    spread = F.interpolate(ones, size=size[3], mode="bilinear").sum()
+    readers = torch.autograd.grad(spread, ones)[0].max()  # of one cell, by their shares
+    counted = int((labels != 127).sum())
+    divisor = {"mean_all": labels.numel(), "mean": counted}.get(reduction, 1)
+    terms = 1 if reduction == "none" else counted
+    scales = (exact[0].abs().max() + logits.abs().max() * terms / divisor, readers / divisor)
+    for want, plain, have, scale in zip(exact, eager, native_results, scales, strict=True):
+        allowed = 2 * (plain - want).abs().max() + SLACK[torch.float32] * scale
+        assert (have - want).abs().max() <= allowed
+
+
+def test_expanded_labels_are_not_copied():
+    logits, labels = make_case((8, 3, (4, 4), (64, 64)), label_dtype=torch.int64)
+    shared = labels[:1].expand(8, 64, 64)
+    loss = upsample_cross_entropy(logits, shared, 127)
+    torch.testing.assert_close(loss, upsample_cross_entropy(logits, shared.contiguous(), 127))
+    operator = torch.ops.vss_kernels.upsample_cross_entropy
+    grown = MIB * peak_memory(lambda: operator(logits, shared, None, 127, "sum", 0.0))
+    # One float a pixel is kept; a copy of the labels would take another eight bytes.
+    assert grown < 8 * 64 * 64 * 5
+
+
+def test_memory_is_a_fraction_of_the_dense_logits():
+    logits, labels = make_case((1, 64, (24, 24), (96, 96)))
+    logits.requires_grad_()
+    grown = MIB * peak_memory(
+        lambda: torch.autograd.grad(upsample_cross_entropy(logits, labels, 127), logits)
+    )
+    dense = 4 * 64 * 96 * 96
+    assert grown < dense / 8
+
+
+def test_ignored_pixels_have_no_gradient_and_other_labels_may_be_ignored():
+    logits, labels = make_case(SIZES[0])
+    logits.requires_grad_()
+    labels[:, 16:] = 3
+    loss = upsample_cross_entropy(logits, labels.clamp(max=18), 3, "sum")
+    (grad,) = torch.autograd.grad(loss, logits)
+    # Output row 15 is the last that counts; it reads source rows up to 4.
+    assert grad[:, :, :4].abs().amax((1, 2, 3)).min() > 0
+    assert not grad[:, :, 5:].any()
+
+
+def test_a_single_class_costs_nothing():
+    """Its loss and gradient are zero but for rounding, so there is nothing to be relative to."""
+    logits, labels = make_case((1, 1, (4, 4), (9, 9)))
+    logits.requires_grad_()
+    loss = upsample_cross_entropy(logits, labels, 127, "sum")
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert loss.abs() < 1e-4
+    assert grad.abs().max() < 1e-5
+
+
+def test_nothing_but_ignored_pixels_and_no_pixels():
+    logits, labels = make_case(SIZES[0])
+    logits.requires_grad_()
+    ignored = torch.full_like(labels, 255)
+    loss = upsample_cross_entropy(logits, ignored)
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
+    assert upsample_cross_entropy(logits, ignored, reduction="mean").isnan()
+    empty = logits[:0], labels[:0]
+    assert upsample_cross_entropy(*empty) == 0
+    assert upsample_cross_entropy(*empty, reduction="sum") == 0
+    assert upsample_cross_entropy(*empty, reduction="mean").isnan()
+    assert upsample_cross_entropy(*empty, reduction="none").shape == (0, 36, 48)
+
+
+def test_a_label_that_is_no_class_is_not_overlooked():
+    """On the CPU only a direct call gets past the public function's check; on a GPU each does."""
+    logits, labels = make_case(SIZES[0])
+    labels[1, 2, 3] = 60
+    operator = torch.ops.vss_kernels.upsample_cross_entropy
+    losses, log_sums, _ = operator(logits, labels, None, 127, "none", 0.0)
+    assert losses.isnan().sum() == 1
+    assert losses[1, 2, 3].isnan()
+    assert log_sums.isfinite().all()
+    loss, log_sums, scale = operator(logits, labels, None, 127, "mean_all", 0.0)
+    assert loss.isnan()
+    grad = torch.ops.vss_kernels.upsample_cross_entropy_backward(
+        torch.ones(()), scale, log_sums, logits, labels, None, 127, 0.0
+    )
+    assert grad[1, :, 0].isnan().any()
+    assert grad[0].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_not_overlooked(value):
+    logits, labels = make_case(SIZES[0])
+    logits[0, 7, 4, 4] = value
+    assert not upsample_cross_entropy(logits, labels, 127).isfinite()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_registration(device):
+    logits, labels = make_case(SIZES[1], device=device)
+    weights = torch.rand(124, device=device)
+    operators = torch.ops.vss_kernels
+    for reduction, class_weights, smoothing in (("mean_all", None, 0.0), ("none", weights, 0.1)):
+        arguments = (labels, class_weights, 127, reduction, smoothing)
+        leaf = logits.clone().requires_grad_()
+        torch.library.opcheck(operators.upsample_cross_entropy.default, (leaf, *arguments))
+        loss, log_sums, scale = operators.upsample_cross_entropy(logits, *arguments)
+        torch.library.opcheck(
+            operators.upsample_cross_entropy_backward.default,
+            (torch.ones_like(loss), scale, log_sums, logits, labels, class_weights, 127, smoothing),
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        )
+    for confidence in (False, True):
+        torch.library.opcheck(
+            operators.upsample_argmax.default, (logits, [9, 11], [8, 13], confidence)
+        )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_results_are_deterministic_and_leave_nothing_unwritten(device):
+    logits, labels = make_case(SIZES[1], device=device)
+    logits = logits.permute(0, 1, 3, 2).requires_grad_()
+
+    def run():
+        loss = upsample_cross_entropy(logits, labels, 127, "none")
+        (grad,) = torch.autograd.grad(loss.square().sum(), logits)
+        mean = upsample_cross_entropy(logits, labels, 127, "mean")
+        _, confidence = upsample_argmax(logits, (30, 40), (20, 50), confidence=True)
+        return loss, grad, mean, confidence
+
+    assert_repeatable(run)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    """Bands of the backward pass depend on it, but not the order of any sum."""
+    logits, labels = make_case((1, 11, (40, 9), (90, 30)))
+    logits.requires_grad_()
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            loss = upsample_cross_entropy(logits, labels, 127)
+            results.append((loss, *torch.autograd.grad(loss, logits)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_both_compile_without_graph_breaks_at_several_sizes():
+    options = {"fullgraph": True, "dynamic": True, "backend": "aot_eager"}
+    loss = torch.compile(upsample_cross_entropy, **options)
+    argmax = torch.compile(upsample_argmax, **options)
+    for size in SIZES[:2]:
+        logits, labels = make_case(size)
+        logits.requires_grad_()
+        out = loss(logits, labels, 127)
+        torch.testing.assert_close(out, upsample_cross_entropy(logits, labels, 127))
+        out.backward()
+        assert logits.grad is not None
+        assert torch.equal(argmax(logits, (11, 17)), upsample_argmax(logits, (11, 17)))
+
+
+def test_a_second_derivative_is_refused():
+    logits, labels = make_case(SIZES[0])
+    logits.requires_grad_()
+    loss = upsample_cross_entropy(logits, labels, 127)
+    (grad,) = torch.autograd.grad(loss, logits, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"upsample_cross_entropy.*no second derivative"):
+        grad.sum().backward()
+
+
+def test_autocast_changes_nothing():
+    logits, labels = make_case(SIZES[0])
+    expected = upsample_cross_entropy(logits, labels, 127)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(upsample_cross_entropy(logits, labels, 127), expected)
+
+
+def test_float64_is_refused_by_name():
+    logits, labels = make_case(SIZES[0], torch.float64)
+    with pytest.raises(vss_kernels.BackendError, match=r"upsample_cross_entropy.*float64"):
+        upsample_cross_entropy(logits, labels, 127)
+    with pytest.raises(vss_kernels.BackendError, match=r"upsample_argmax.*float64"):
+        upsample_argmax(logits, (4, 4))
+
+
+@pytest.mark.gpu
+def test_runs_inside_a_cuda_graph():
+    logits, labels = make_case(SIZES[0], device="cuda")
+    logits.requires_grad_()
+
+    def step():
+        loss = upsample_cross_entropy(logits, labels, 127)
+        return loss, *torch.autograd.grad(loss, logits), upsample_argmax(logits, (30, 40), (36, 48))
+
+    assert_replays(step)

@@ -1,0 +1,1 @@
+"""What operators share at run time: backends, checks, autocast, the extension, Triton."""

@@ -1,0 +1,171 @@
+"""Argument checks shared by every public operator.
+
+Each check raises an error that names the operator, the argument, what was expected and what came.
+All of them look at metadata only (no device synchronisation), except :func:`check_values`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vss_kernels._runtime.autocast import cast_inputs
+
+SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def describe(value: object) -> str:
+    """Returns a short text for an error message: dtype and shape of a tensor, else the type."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def check_tensor(operator: str, name: str, value: object, layout: str) -> None:
+    """Raises unless ``value`` is a tensor with one dimension per letter group of ``layout``.
+
+    Args:
+        operator: Public name of the operator.
+        name: Name of the argument.
+        value: What the caller passed.
+        layout: Dimension names separated by commas, such as ``"B,H,W,C"``; empty for a scalar.
+
+    Raises:
+        TypeError: ``value`` is no tensor.
+        ValueError: It has another number of dimensions.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{operator}: {name} must be a tensor ({layout}), got {describe(value)}")
+    dims = len(layout.split(",")) if layout else 0
+    if value.dim() != dims:
+        raise ValueError(
+            f"{operator}: {name} must have {dims} dimensions ({layout}), got {describe(value)}"
+        )
+
+
+def check_shape(operator: str, name: str, tensor: Tensor, expected: Sequence[int | None]) -> None:
+    """Raises ``ValueError`` unless the shape equals ``expected``, where ``None`` fits any size."""
+    shape = tuple(tensor.shape)
+    fits = len(shape) == len(expected) and all(
+        want is None or have == want for have, want in zip(shape, expected, strict=True)
+    )
+    if not fits:
+        text = ", ".join("any" if size is None else str(size) for size in expected)
+        raise ValueError(f"{operator}: {name} must have shape ({text}), got {shape}")
+
+
+def check_same_kind(operator: str, **tensors: Tensor) -> None:
+    """Raises unless all tensors share one supported floating dtype and one device.
+
+    Raises:
+        TypeError: A dtype is not floating point, or the dtypes differ.
+        ValueError: The devices differ.
+    """
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.dtype not in SUPPORTED_DTYPES:
+            raise TypeError(
+                f"{operator}: {name} must be float32, float16, bfloat16 or float64, "
+                f"got {tensor.dtype}"
+            )
+        if tensor.dtype != first.dtype:
+            raise TypeError(
+                f"{operator}: {name} is {tensor.dtype} but {first_name} is {first.dtype}; "
+                "cast them to one dtype, or call the operator under torch.autocast"
+            )
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{operator}: {name} is on {tensor.device} but {first_name} is on {first.device}; "
+                "move them to one device"
+            )
+
+
+def values_are_checked(tensor: Tensor) -> bool:
+    """Whether the contents of ``tensor`` are to be checked now.
+
+    Reading values from a GPU stalls it, so there they are checked only under
+    ``VSS_KERNELS_DEBUG=1``; while a graph is traced there are no values to check.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return tensor.device.type == "cpu" or os.environ.get("VSS_KERNELS_DEBUG", "0") == "1"
+
+
+def check_range(operator: str, name: str, tensor: Tensor, low: int, high: int) -> None:
+    """Raises ``ValueError`` if an integer tensor has a value outside ``[low, high)``.
+
+    Does nothing where :func:`values_are_checked` is false.
+    """
+    if tensor.numel() == 0 or not values_are_checked(tensor):
+        return
+    smallest, largest = (int(value) for value in torch.aminmax(tensor))
+    if smallest < low or largest >= high:
+        raise ValueError(
+            f"{operator}: {name} must lie in [{low}, {high}), got values from "
+            f"{smallest} to {largest}"
+        )
+
+
+def check_index(operator: str, index: object, tokens: Tensor) -> None:
+    """Raises unless ``index`` (B,R,S) holds int64 positions of ``tokens`` (B,R,N,channels).
+
+    Raises:
+        TypeError: ``index`` is no int64 tensor.
+        ValueError: Its shape or device does not fit, or a position is outside ``[0, N)``.
+    """
+    check_tensor(operator, "index", index, "B,R,S")
+    assert isinstance(index, Tensor)
+    if index.dtype != torch.int64:
+        raise TypeError(f"{operator}: index must be int64, got {index.dtype}")
+    check_shape(operator, "index", index, (tokens.shape[0], tokens.shape[1], None))
+    if index.device != tokens.device:
+        raise ValueError(
+            f"{operator}: index is on {index.device} but the tokens are on {tokens.device}; "
+            "move them to one device"
+        )
+    check_range(operator, "index", index, 0, tokens.shape[2])
+
+
+def check_tokens(name: str, target: Tensor, reference: Tensor) -> tuple[Tensor, ...]:
+    """Checks target tokens (B,Q,C) and reference tokens (B,R,N,C); casts them under autocast.
+
+    Raises:
+        TypeError: One is no tensor, or the dtypes are unsupported or differ.
+        ValueError: A shape does not fit, or the devices differ.
+    """
+    check_tensor(name, "target", target, "B,Q,C")
+    check_tensor(name, "reference", reference, "B,R,N,C")
+    target, reference = cast_inputs(target, reference)
+    check_same_kind(name, target=target, reference=reference)
+    batch, _, channels = target.shape
+    check_shape(name, "reference", reference, (batch, None, None, channels))
+    return target, reference
+
+
+def check_logits(name: str, logits: Tensor) -> None:
+    """Checks class scores (N,K,h,w) with at least one class, row and column.
+
+    Raises:
+        TypeError: They are no tensor or have an unsupported dtype.
+        ValueError: The shape does not fit.
+    """
+    check_tensor(name, "logits", logits, "N,K,h,w")
+    check_same_kind(name, logits=logits)
+    if 0 in logits.shape[1:]:
+        raise ValueError(
+            f"{name}: logits must have at least one class, row and column, "
+            f"got shape {tuple(logits.shape)}"
+        )
+
+
+def check_size(name: str, what: str, size: tuple[int, ...]) -> None:
+    """Checks that a size is two positive numbers.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if len(size) != 2 or size[0] < 1 or size[1] < 1:
+        raise ValueError(f"{name}: {what} must be two positive sizes, got {tuple(size)}")

@@ -1,0 +1,96 @@
+"""Loads the compiled extension and says, where it is not there, why.
+
+"Not built" (the install had no compiler, or was told to skip it), "failed to load" (it is there
+but broken, for instance built for another PyTorch) and "out of date" (built from older sources than
+this Python code) are different conditions, so they are kept apart.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+OPERATORS = (
+    "aggregate_affinity",
+    "focal_attend",
+    "focal_pool",
+    "fuse_pyramid",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+)
+"""The operators that the extension must register, as in ``csrc/library.cpp``, without backwards."""
+
+_REBUILD = "rebuild it: pip install --no-build-isolation --force-reinstall --no-deps ."
+_extension: ModuleType | None = None
+_problem: str | None = None
+
+
+def _recorded_build() -> dict[str, Any]:
+    """What the build wrote down beside the extension; readable even when it cannot be loaded."""
+    path = Path(__file__).parent.with_name("_build.json")
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    if importlib.util.find_spec("vss_kernels._C") is None:
+        return None, (
+            "the native extension was not built (python -m vss_kernels.info tells more); "
+            "reinstall with a C++ compiler on PATH: pip install --no-build-isolation ."
+        )
+    try:
+        extension = importlib.import_module("vss_kernels._C")
+    except (ImportError, OSError) as error:
+        built_for = _recorded_build().get("torch", "an unknown version")
+        return None, (
+            f"the native extension is there but failed to load: {error} "
+            f"(built for PyTorch {built_for}, this is PyTorch {torch.__version__}); "
+            f"{_REBUILD}"
+        )
+    lacking = [name for name in OPERATORS if not hasattr(torch.ops.vss_kernels, name)]
+    if lacking:
+        return None, (
+            f"the native extension is out of date: it lacks {', '.join(lacking)}; {_REBUILD}"
+        )
+    return extension, None
+
+
+def problem() -> str | None:
+    """Returns ``None`` when the extension is loaded, else why it is not."""
+    return _problem
+
+
+def build_info() -> dict[str, Any]:
+    """Returns how the extension was built: versions, CUDA architectures, flags, OpenMP.
+
+    Empty when the extension was not built.
+    """
+    info = _recorded_build()
+    if _extension is not None:
+        info.update(_extension.build_info())
+    return info
+
+
+def has_cuda() -> bool:
+    """Whether the loaded extension holds CUDA kernels."""
+    return _extension is not None and bool(_extension.build_info()["cuda"])
+
+
+def refuses(tensor: torch.Tensor) -> str | None:
+    """Why no native kernel can take ``tensor``'s device and dtype, or ``None``."""
+    if tensor.device.type not in ("cpu", "cuda"):
+        return f"it runs on cpu and cuda tensors, not on {tensor.device.type}"
+    if tensor.device.type == "cuda" and not _HAS_CUDA:
+        return "the native extension was built without CUDA"
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it computes in float32, float16 and bfloat16, not in {tensor.dtype}"
+    return None
+
+
+_extension, _problem = _load()
+_HAS_CUDA = has_cuda()

@@ -1,1 +1,0 @@
-"""The focal operators of CFFM: window pooling and cross-frame window attention."""

@@ -1,0 +1,86 @@
+"""fuse_pyramid as a registered operator: fake, autograd and the backends' conditions.
+
+The implementations take the levels as separate arguments. The schema stands in ``csrc/ops.cpp``;
+the extension provides the CPU and CUDA kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vss_kernels._runtime import native
+from vss_kernels._runtime.autocast import without_autocast
+from vss_kernels._runtime.autograd import forbid_second_derivative
+from vss_kernels._runtime.backends import Implementation, Operator, always
+from vss_kernels.fuse_pyramid import eager
+
+MAX_LEVELS = 8
+"""As ``kMaxLevels`` in ``csrc/pyramid/pyramid.h``."""
+
+# The backward kernel tabulates the taps of a whole row and column in shared memory.
+_MAX_SIDES = 8192
+
+
+def _native_can_run(*levels: Tensor) -> str | None:
+    reason = native.refuses(levels[0])
+    if reason is not None:
+        return reason
+    if len(levels) > MAX_LEVELS:
+        return f"it takes up to {MAX_LEVELS} levels, not {len(levels)}"
+    rows, columns = levels[0].shape[2:]
+    if levels[0].device.type == "cuda" and rows + columns > _MAX_SIDES:
+        return f"on a GPU it takes up to {_MAX_SIDES} rows and columns together"
+    return None
+
+
+def _run_native(*levels: Tensor) -> Tensor:
+    return torch.ops.vss_kernels.fuse_pyramid(levels)
+
+
+def _fake(levels: Sequence[Tensor]) -> Tensor:
+    return levels[0].new_empty(levels[0].shape)
+
+
+def _fake_backward(grad: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    return [
+        grad.new_empty(*grad.shape[:2], rows, columns)
+        for rows, columns in zip(sizes[::2], sizes[1::2], strict=True)
+    ]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Sequence[Tensor]], output: Tensor) -> None:
+    (levels,) = inputs
+    ctx.sizes = [tuple(level.shape[2:]) for level in levels]
+
+
+def _backward(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    (needs,) = ctx.needs_input_grad
+    grads: list[Tensor | None] = [grad if needs[0] else None, *(None for _ in needs[1:])]
+    wanted = [position for position, needed in enumerate(needs) if needed and position > 0]
+    if wanted:
+        sizes = [size for position in wanted for size in ctx.sizes[position]]
+        gathered = torch.ops.vss_kernels.fuse_pyramid_backward(grad, sizes)
+        for position, level_grad in zip(wanted, gathered, strict=True):
+            grads[position] = level_grad
+    return grads
+
+
+if native.problem() is None:
+    torch.library.register_fake("vss_kernels::fuse_pyramid", _fake)
+    torch.library.register_fake("vss_kernels::fuse_pyramid_backward", _fake_backward)
+    torch.library.register_autograd(
+        "vss_kernels::fuse_pyramid", _backward, setup_context=_setup_context
+    )
+    forbid_second_derivative("fuse_pyramid")
+
+operator = Operator(
+    "fuse_pyramid",
+    [
+        Implementation("native", _run_native, _native_can_run, native.problem),
+        Implementation("eager", without_autocast(eager.fuse_pyramid), always, always),
+    ],
+)

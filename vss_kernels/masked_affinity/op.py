@@ -1,0 +1,118 @@
+"""masked_affinity as a registered operator: fakes, autograd and backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vss_kernels._runtime import triton_support
+from vss_kernels._runtime.autocast import without_autocast
+from vss_kernels._runtime.autograd import forbid_second_derivative
+from vss_kernels._runtime.backends import Implementation, Operator, always
+from vss_kernels._runtime.token_rows import place_rows, split_positions
+from vss_kernels._runtime.triton_support import device_of, dot_precision, tiles
+from vss_kernels.masked_affinity import eager
+
+
+@torch.library.custom_op("vss_kernels::masked_affinity", mutates_args=())
+def masked_affinity(target: Tensor, reference: Tensor, index: Tensor) -> Tensor:
+    """Gathers and multiplies in one launch."""
+    from vss_kernels.masked_affinity import triton_kernels as kernels
+
+    target, reference, index = target.contiguous(), reference.contiguous(), index.contiguous()
+    (_, positions, channels), (batch, frames, tokens, _) = target.shape, reference.shape
+    selected = index.shape[2]
+    out = target.new_empty(batch, frames, selected, positions)
+    tiles_s, tiles_q = tiles(selected, 64), tiles(positions, 64)
+    if out.numel() > 0:
+        with device_of(target):
+            kernels.affinity_kernel[(batch * frames * tiles_s * tiles_q,)](
+                target, reference, index, out, positions, channels, selected, tokens, frames,
+                tiles_s, tiles_q, BLOCK_S=64, BLOCK_Q=64, BLOCK_C=32, PRECISION=dot_precision(),
+            )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op("vss_kernels::masked_affinity_backward", mutates_args=())
+def masked_affinity_backward(
+    grad: Tensor, target: Tensor, reference: Tensor, index: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of target and reference; an empty tensor for one that is not needed."""
+    from vss_kernels.masked_affinity import triton_kernels as kernels
+
+    grad, index = grad.contiguous(), index.contiguous()
+    target, reference = target.contiguous(), reference.contiguous()
+    (batch, positions, channels), (_, frames, tokens, _) = target.shape, reference.shape
+    selected = index.shape[2]
+    grad_target = target.new_empty(target.shape if needs[0] else (0,))
+    grad_reference = reference.new_empty(reference.shape if needs[1] else (0,))
+    tiles_q, tiles_c = tiles(positions, 64), tiles(channels, 64)
+    with device_of(target):
+        if grad_target.numel() > 0:
+            kernels.target_gradient_kernel[(batch * tiles_q * tiles_c,)](
+                grad, reference, index, grad_target, positions, channels, selected, tokens,
+                frames, tiles_q, tiles_c, BLOCK_S=32, BLOCK_Q=64, BLOCK_C=64,
+                PRECISION=dot_precision(),
+            )  # fmt: skip
+        if grad_reference.numel() > 0:
+            tiles_s = tiles(selected, 64)
+            parts, length = split_positions(positions, batch * frames * tiles_s * tiles_c)
+            rows = grad.new_empty(parts, batch, frames, selected, channels, dtype=torch.float32)
+            if rows.numel() > 0:
+                kernels.row_gradient_kernel[(parts * batch * frames * tiles_s * tiles_c,)](
+                    grad, target, rows, positions, channels, selected, frames, length,
+                    batch * frames, tiles_s, tiles_c, BLOCK_S=64, BLOCK_Q=32, BLOCK_C=64,
+                    PRECISION=dot_precision(),
+                )  # fmt: skip
+            place_rows(rows, index, grad_reference)
+    return grad_target, grad_reference
+
+
+@masked_affinity.register_fake
+def _(target: Tensor, reference: Tensor, index: Tensor) -> Tensor:
+    return target.new_empty(*index.shape, target.shape[1])
+
+
+@masked_affinity_backward.register_fake
+def _(
+    grad: Tensor, target: Tensor, reference: Tensor, index: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor]:
+    return (
+        target.new_empty(target.shape if needs[0] else (0,)),
+        reference.new_empty(reference.shape if needs[1] else (0,)),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    target, reference, index = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:2])
+    grads = torch.ops.vss_kernels.masked_affinity_backward(grad, target, reference, index, needs)
+    return (*(g if needed else None for g, needed in zip(grads, needs, strict=True)), None)
+
+
+masked_affinity.register_autograd(_backward, setup_context=_setup_context)
+forbid_second_derivative("masked_affinity")
+
+
+def _can_run(target: Tensor, *_: Any) -> str | None:
+    return triton_support.refuses_tokens(target)
+
+
+operator = Operator(
+    "masked_affinity",
+    [
+        Implementation(
+            "triton",
+            torch.ops.vss_kernels.masked_affinity.default,
+            _can_run,
+            triton_support.problem,
+        ),
+        Implementation("eager", without_autocast(eager.masked_affinity), always, always),
+    ],
+)

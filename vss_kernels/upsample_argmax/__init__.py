@@ -1,0 +1,72 @@
+"""upsample_argmax: a bilinear resize and the choice of a class after it, in one.
+
+The logits at the size of the image, the largest tensor of a segmentation model, need not exist.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+from torch import Tensor
+
+from vss_kernels._runtime.checks import check_logits, check_size
+from vss_kernels.upsample_argmax.op import operator
+
+__all__ = ["upsample_argmax"]
+
+
+@overload
+def upsample_argmax(
+    logits: Tensor,
+    size: tuple[int, int],
+    through: tuple[int, int] | None = None,
+    confidence: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def upsample_argmax(
+    logits: Tensor,
+    size: tuple[int, int],
+    through: tuple[int, int] | None = None,
+    *,
+    confidence: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def upsample_argmax(
+    logits: Tensor,
+    size: tuple[int, int],
+    through: tuple[int, int] | None = None,
+    confidence: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The most likely class of every pixel after a bilinear resize of the logits.
+
+    The resize has ``align_corners=False``. With ``through`` there are two, the first to that size:
+    the published evaluation goes through the network's input size to the image's, and gives other
+    classes at some borders than one resize would. Nothing is rounded between the two.
+
+    Args:
+        logits: Class scores of shape (N, K, h, w), float32, float16, bfloat16 or float64, any
+            strides.
+        size: Height and width of the result.
+        through: Height and width to resize to first.
+        confidence: Whether to return also the probability of the winning class.
+
+    Returns:
+        Classes of shape (N, H, W), contiguous, uint8 for at most 256 classes, else int64; with
+        ``confidence`` also their softmax probabilities (N, H, W) in float32. Neither has a
+        gradient. Of equal scores the lower class wins.
+
+    Raises:
+        TypeError: ``logits`` are no tensor or have an unsupported dtype.
+        ValueError: ``logits`` are not (N, K, h, w) with at least one class, row and column, or a
+            size is not positive.
+    """
+    name = "upsample_argmax"
+    check_logits(name, logits)
+    check_size(name, "size", size)
+    if through is not None:
+        check_size(name, "through", through)
+        through = (through[0], through[1])
+    return operator(logits, (size[0], size[1]), through, confidence)

@@ -1,0 +1,100 @@
+"""upsample_cross_entropy as a registered operator: fakes, autograd and backends.
+
+The schemas stand in ``csrc/library.cpp``; the extension provides the CPU and CUDA kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vss_kernels._runtime import native
+from vss_kernels._runtime.autocast import without_autocast
+from vss_kernels._runtime.autograd import forbid_second_derivative
+from vss_kernels._runtime.backends import Implementation, Operator, always
+from vss_kernels.upsample_cross_entropy import eager
+
+# Result, log-sum-exp of every pixel, and what one pixel's loss counts in the result.
+LossParts = tuple[Tensor, Tensor, Tensor]
+
+
+def _native_can_run(logits: Tensor, *_: Any) -> str | None:
+    return native.refuses(logits)
+
+
+def _run(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    reduction: str,
+    class_weights: Tensor | None,
+    label_smoothing: float,
+) -> Tensor:
+    loss, _, _ = torch.ops.vss_kernels.upsample_cross_entropy(
+        logits, labels, class_weights, ignore_index, reduction, label_smoothing
+    )
+    return loss
+
+
+def _fake(
+    logits: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> LossParts:
+    loss_shape = labels.shape if reduction == "none" else ()
+    return (
+        logits.new_empty(loss_shape, dtype=torch.float32),
+        logits.new_empty(labels.shape, dtype=torch.float32),
+        logits.new_empty((), dtype=torch.float32),
+    )
+
+
+def _fake_backward(
+    grad: Tensor,
+    scale: Tensor,
+    log_sums: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: LossParts) -> None:
+    logits, labels, class_weights, ignore_index, _, label_smoothing = inputs
+    _, log_sums, scale = output
+    # Only the loss has a gradient; the other two results serve the backward pass.
+    ctx.mark_non_differentiable(log_sums, scale)
+    ctx.save_for_backward(scale, log_sums, logits, labels, class_weights)
+    ctx.options = (ignore_index, label_smoothing)
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    grad_logits = torch.ops.vss_kernels.upsample_cross_entropy_backward(
+        grad, *ctx.saved_tensors, *ctx.options
+    )
+    return grad_logits, None, None, None, None, None
+
+
+if native.problem() is None:
+    torch.library.register_fake("vss_kernels::upsample_cross_entropy", _fake)
+    torch.library.register_fake("vss_kernels::upsample_cross_entropy_backward", _fake_backward)
+    torch.library.register_autograd(
+        "vss_kernels::upsample_cross_entropy", _backward, setup_context=_setup_context
+    )
+    forbid_second_derivative("upsample_cross_entropy")
+
+operator = Operator(
+    "upsample_cross_entropy",
+    [
+        Implementation("native", _run, _native_can_run, native.problem),
+        Implementation("eager", without_autocast(eager.upsample_cross_entropy), always, always),
+    ],
+)

@@ -1,0 +1,116 @@
+"""The project's own checkpoints: the weights and all that is needed to build the model again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vss_models.checkpoints.io import read_file, write_file
+from vss_models.checkpoints.report import CheckpointError
+from vss_models.model import VideoSegmentor
+from vss_models.registry import create_model
+
+FORMAT = "vss_models"
+FORMAT_VERSION = 1
+
+_OF_THE_DATA = ("class_names", "class_colours", "reference_offsets", "frame_scale")
+"""Attributes of a model that tell what it was trained on; see `VideoSegmentor`."""
+
+
+def save_model(
+    model: VideoSegmentor,
+    path: str | os.PathLike[str],
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Writes a checkpoint that `load_model` turns back into the model.
+
+    Args:
+        model: Model from `create_model`.
+        path: File to write; it appears whole or not at all.
+        class_names: Names of the classes; `model.class_names` if left out.
+
+    Raises:
+        ValueError: If the model was not built by `create_model`, or the names don't fit it.
+    """
+    write_file(describe_model(model, class_names), path)
+
+
+def describe_model(
+    model: VideoSegmentor, class_names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Returns the contents of a checkpoint: plain types and tensors; see `save_model`."""
+    if model.config is None:
+        raise ValueError("only a model built by create_model can be saved with its settings")
+    names = model.class_names if class_names is None else tuple(class_names)
+    if names is not None and len(names) != model.num_classes:
+        raise ValueError(
+            f"class_names must have {model.num_classes} entries, one per class, got {len(names)}"
+        )
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": model.config.name,
+        "num_classes": model.config.num_classes,
+        "overrides": model.config.overrides,
+        **describe_data(model),
+        "class_names": names,
+        "state_dict": model.state_dict(),
+    }
+
+
+def describe_data(model: VideoSegmentor) -> dict[str, Any]:
+    """Returns what the model was trained on, in plain types."""
+    return {name: getattr(model, name) for name in _OF_THE_DATA}
+
+
+def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> VideoSegmentor:
+    """Builds the model of a checkpoint written by `save_model`, in evaluation mode.
+
+    Args:
+        path: The checkpoint.
+        device: Where to put the model.
+
+    Returns:
+        The model; what it was trained on is set where the checkpoint says so.
+
+    Raises:
+        CheckpointError: If the file is no such checkpoint, is damaged, or is of a newer format.
+        FileNotFoundError: If there is no such file.
+    """
+    content = read_file(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of save_model. For released weights build the model with "
+            "create_model and call load_released(model, path)"
+        )
+    version = content.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, this program reads up to "
+            f"{FORMAT_VERSION}; use a newer vss-kernels"
+        )
+    try:
+        return build_model(content).to(device)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not describe a model of this program: {error}"
+        ) from error
+
+
+def build_model(content: dict[str, Any]) -> VideoSegmentor:
+    """Builds the model from the contents of a checkpoint, in evaluation mode."""
+    overrides = dict(content["overrides"])
+    if overrides.get("backbone_options"):
+        # The weights come from the checkpoint: nothing to download.
+        overrides["backbone_options"] = {**overrides["backbone_options"], "pretrained": False}
+    model = create_model(content["name"], content["num_classes"], **overrides)
+    model.load_state_dict(content["state_dict"])
+    for name in _OF_THE_DATA:
+        setattr(model, name, content.get(name))
+    return model.eval()
+
+
+__all__ = ["build_model", "describe_data", "describe_model", "load_model", "save_model"]

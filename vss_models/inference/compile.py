@@ -1,0 +1,119 @@
+"""How a model is executed: in which precision, compiled or not, and a video frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from vss_models.model import VideoSegmentor
+
+PRECISIONS = ("float32", "bfloat16")
+CUDA_GRAPH = "cuda-graph"
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+FrameFunction = Callable[[Tensor, Sequence[Any]], tuple[Tensor, Any]]
+
+
+class FrameProgram:
+    """Segments a frame given what was kept of its references; one function of tensors.
+
+    Args:
+        model: The model, in evaluation mode.
+        precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast: faster
+            on machines with bfloat16 units, half of the memory for what is kept, and some pixels
+            between two classes get the other one.
+        compile: None runs the model as it is. "inductor" compiles it with torch.compile; any other
+            backend of torch.compile can be named too. "cuda-graph" compiles with inductor and
+            replays the result as a CUDA graph, without the cost of launching kernels one by one.
+            Every new size of the frames is compiled anew; PyTorch allows eight of them.
+
+    Raises:
+        ValueError: If the precision or the backend is unknown, or "cuda-graph" is asked for without
+            a GPU.
+    """
+
+    def __init__(
+        self, model: VideoSegmentor, precision: str = "float32", compile: str | None = None
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+        self.model = model
+        self.precision = precision
+        self.replays = compile == CUDA_GRAPH
+        self._alone: FrameFunction = self._run_alone
+        self._related: FrameFunction = self._run_related
+        if self.replays and next(model.parameters()).device.type != "cuda":
+            raise ValueError(f"compile={CUDA_GRAPH!r} needs the model on a CUDA device")
+        if compile is not None:
+            self._alone = compiled(self._run_alone, compile)
+            self._related = compiled(self._run_related, compile)
+
+    def __call__(self, images: Tensor, references: Sequence[Any]) -> tuple[Tensor, Any]:
+        """Segments frames.
+
+        Args:
+            images: (N, 3, H, W) normalised.
+            references: `FrameState.reference` of the R earlier frames, oldest first, or none at
+                all: then every frame is segmented on its own.
+
+        Returns:
+            The logits (N, K, H/4, W/4), and what to keep of these frames.
+        """
+        run = self._related if references else self._alone
+        reduced = self.precision == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced):
+            if not self.replays:
+                return run(images, references)
+            torch.compiler.cudagraph_mark_step_begin()
+            logits, reference = run(images, references)
+        # The next replay writes its results to the same addresses.
+        return logits.clone(), _clone(reference)
+
+    def _run_alone(self, images: Tensor, references: Sequence[Any]) -> tuple[Tensor, Any]:
+        state = self.model.encode_frame(images)
+        return self.model.head.classify(state.fused), state.reference
+
+    def _run_related(self, images: Tensor, references: Sequence[Any]) -> tuple[Tensor, Any]:
+        state = self.model.encode_frame(images)
+        return self.model.decode(state, references), state.reference
+
+
+def compiled(function: Callable[Arguments, Result], how: str) -> Callable[Arguments, Result]:
+    """Compiles a function in one piece.
+
+    Args:
+        function: Tensors to tensors.
+        how: "inductor" or another backend of torch.compile, or "cuda-graph", which compiles with
+            inductor and replays on a GPU: a result is overwritten by the next call.
+
+    Returns:
+        The function, which is compiled when it is called and anew for every new size.
+
+    Raises:
+        ValueError: If there is no such backend.
+    """
+    if how == CUDA_GRAPH:
+        return torch.compile(function, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    known = torch.compiler.list_backends(exclude_tags=())
+    if how not in known:
+        raise ValueError(
+            f"compile must be None, {CUDA_GRAPH!r} or a backend of torch.compile "
+            f"({', '.join(known)}), got {how!r}"
+        )
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=how)
+
+
+def _clone(kept: Any) -> Any:
+    if isinstance(kept, Tensor):
+        return kept.clone()
+    if isinstance(kept, tuple):
+        parts = [_clone(part) for part in kept]
+        return type(kept)(*parts) if hasattr(kept, "_fields") else tuple(parts)
+    return kept
+
+
+__all__ = ["CUDA_GRAPH", "PRECISIONS", "FrameProgram", "compiled"]

@@ -1,0 +1,197 @@
+"""Segmentation of endless videos, frame after frame, with each frame encoded once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vss_kernels import upsample_argmax
+from vss_models.data.clips import PUBLISHED_OFFSETS, check_offsets, evaluation_references
+from vss_models.data.transforms import EvaluationTransform
+from vss_models.inference.compile import FrameProgram
+from vss_models.model import VideoSegmentor
+
+
+class StreamingSegmenter:
+    """Labels the frames of a video as they come.
+
+    The references of a frame are those of the published evaluation, see
+    :func:`vss_models.data.evaluation_references`; a frame that has none is labelled on its own. The
+    result is that of running the model on the clip of these frames, but a frame passes the encoder
+    once: only what later frames need of it is kept (MRCFA: projected keys and values at 1/32; CFFM:
+    the fused features at 1/8), and only as long as they need it.
+
+    Several videos of one size can run side by side as a batch.
+
+    Args:
+        model: The model, in evaluation mode.
+        offsets: Frames of the references relative to the target, oldest first. None takes
+            those the model was trained with; where it does not know them, the published
+            (-9, -6, -3), or none at all for a per-frame model.
+        transform: How uint8 frames become the network's input; None is the published recipe, which
+            fits the frame into 853x480 and stretches its sides to multiples of 32.
+        precision: "float32" or "bfloat16", see :class:`vss_models.inference.compile.FrameProgram`.
+        compile: None, "inductor" or "cuda-graph", see there.
+        frame_size: (height, width) of uint8 frames to :meth:`warm_up` for at once.
+
+    Attributes:
+        model: The model.
+        offsets: Frames of the references relative to the target.
+        transform: How uint8 frames become the network's input.
+        num_frames: Frames since the start or the latest :meth:`reset`.
+
+    Raises:
+        ValueError: If the model is in training mode or needs another number of references, or the
+            precision or the way to compile is unknown or not possible here.
+    """
+
+    def __init__(
+        self,
+        model: VideoSegmentor,
+        offsets: Sequence[int] | None = None,
+        transform: EvaluationTransform | None = None,
+        precision: str = "float32",
+        compile: str | None = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> None:
+        self.model = model
+        self._check_mode()
+        self._program = FrameProgram(model, precision, compile)
+        if offsets is None:
+            offsets = model.reference_offsets
+        if offsets is None:
+            offsets = PUBLISHED_OFFSETS if model.num_references else ()
+        self.offsets = check_offsets(offsets)
+        if len(self.offsets) != model.num_references:
+            raise ValueError(
+                f"offsets must name the {model.num_references} references of this model, got "
+                f"{self.offsets}"
+            )
+        self.transform = EvaluationTransform() if transform is None else transform
+        self._span = -min(self.offsets, default=0)
+        self.reset()
+        if frame_size is not None:
+            self.warm_up(frame_size)
+
+    def reset(self) -> None:
+        """Forgets the video, so that the next frame starts a new one, of any size."""
+        self.num_frames = 0
+        self._shape: tuple[int, ...] | None = None
+        self._history: deque[Any] = deque(maxlen=self._span)
+
+    @torch.inference_mode()
+    def warm_up(self, frame_size: tuple[int, int], batch: int = 1) -> None:
+        """Compiles and allocates for frames of a size now rather than at the first ones.
+
+        The video so far is not touched.
+
+        Args:
+            frame_size: (height, width) of the uint8 frames to come.
+            batch: Videos side by side.
+        """
+        images, _, _ = self._prepare(torch.zeros(batch, *frame_size, 3, dtype=torch.uint8))
+        # A CUDA graph is recorded in the second run and replayed from the third one on.
+        for _ in range(3):
+            logits, _ = self._program(images, [])
+            references = [self._program(images, [])[1] for _ in self.offsets]
+            if references:
+                logits, _ = self._program(images, references)
+            upsample_argmax(logits, frame_size, through=(images.shape[-2], images.shape[-1]))
+
+    @torch.inference_mode()
+    def step(self, frame: Tensor | np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
+        """Labels the next frame.
+
+        Args:
+            frame: One of
+
+                - uint8 (H, W, 3) or (B, H, W, 3) RGB: passes through `transform` first;
+                - floating point (3, H, W) or (B, 3, H, W), normalised: the network's input itself.
+
+                B videos run side by side; B and the size stay the same until :meth:`reset`.
+            size: (height, width) of the labels; None for the frame's own.
+
+        Returns:
+            (H, W) or (B, H, W) classes on the model's device, uint8 for at most 256 classes, else
+            int64.
+
+        Raises:
+            TypeError: If the frame is neither uint8 nor floating point.
+            ValueError: If its shape is wrong or differs from the frames before.
+        """
+        images, frame_size, is_batch = self._prepare(frame)
+        logits = self.step_logits(images)
+        through = (images.shape[-2], images.shape[-1])
+        labels = upsample_argmax(logits, frame_size if size is None else size, through=through)
+        return labels if is_batch else labels[0]
+
+    @torch.inference_mode()
+    def step_logits(self, images: Tensor) -> Tensor:
+        """Computes the logits (B, K, H/4, W/4) of the next frame.
+
+        Args:
+            images: (B, 3, H, W) floating point, normalised.
+
+        Raises:
+            TypeError: If they are not floating point.
+            ValueError: If the model is in training mode, or their shape is wrong or differs from
+                the frames before.
+        """
+        self._check_mode()
+        if self._shape is not None and tuple(images.shape) != self._shape:
+            raise ValueError(
+                f"the network's input changed from {self._shape} to {tuple(images.shape)} in the "
+                "middle of a video; call reset() to start a new one"
+            )
+        # The history ends with the frame before this one.
+        wanted = evaluation_references(self.num_frames, self.offsets)
+        references = [self._history[number - self.num_frames] for number in wanted]
+        logits, kept = self._program(images, references)
+        self._history.append(kept)
+        self._shape = tuple(images.shape)
+        self.num_frames += 1
+        return logits
+
+    def _prepare(self, frame: Tensor | np.ndarray) -> tuple[Tensor, tuple[int, int], bool]:
+        """Returns the network's input (B, 3, h, w), the frame's size, and whether it is a batch."""
+        if isinstance(frame, np.ndarray):
+            # A copy: tensors must not share memory that may be read-only.
+            frame = torch.from_numpy(frame.copy())
+        if not isinstance(frame, Tensor) or not (
+            frame.dtype == torch.uint8 or frame.is_floating_point()
+        ):
+            kind = frame.dtype if isinstance(frame, Tensor) else type(frame).__name__
+            raise TypeError(
+                "frame must be uint8 RGB (H, W, 3) or normalised floating point (3, H, W), got "
+                f"{kind}"
+            )
+        is_bytes = frame.dtype == torch.uint8
+        layout = "(H, W, 3) or (B, H, W, 3)" if is_bytes else "(3, H, W) or (B, 3, H, W)"
+        if (
+            frame.dim() not in (3, 4)
+            or frame.shape[-1 if is_bytes else -3] != 3
+            or 0 in frame.shape
+        ):
+            raise ValueError(
+                f"a frame of {frame.dtype} must have the shape {layout}, got {tuple(frame.shape)}"
+            )
+        is_batch = frame.dim() == 4
+        images = frame if is_batch else frame.unsqueeze(0)
+        weights = next(self.model.parameters())
+        if is_bytes:
+            images = images.permute(0, 3, 1, 2)
+            size = (images.shape[-2], images.shape[-1])
+            return self.transform(images).to(weights.device, weights.dtype), size, is_batch
+        return images.to(weights.device), (images.shape[-2], images.shape[-1]), is_batch
+
+    def _check_mode(self) -> None:
+        if self.model.training:
+            raise ValueError("the model is in training mode; call model.eval() first")
+
+
+__all__ = ["StreamingSegmenter"]

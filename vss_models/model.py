@@ -1,0 +1,157 @@
+"""A video segmenter: an encoder and a head over a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vss_models.heads.segformer import ClipLogits, FrameState, SegFormerHead
+
+MIN_SIDE = 32
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What `create_model` was called with; enough to build the model again.
+
+    Attributes:
+        name: Model name, such as "mrcfa_b1".
+        num_classes: Number of classes.
+        overrides: Settings that differ from the name's own, in plain types.
+    """
+
+    name: str
+    num_classes: int
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+class VideoSegmentor(nn.Module):
+    """Runs an encoder on every frame of a clip and a head over the clip.
+
+    Args:
+        backbone: Encoder with `channels`; images (N, 3, H, W) to four maps at strides 4 to 32.
+        head: Segmentation head for those channels.
+        config: How `create_model` built this model; None for a model put together by hand.
+
+    Attributes:
+        num_classes: K.
+        num_references: R, frames before the target in a clip; 0 for a per-frame model.
+        class_names: Names of the classes.
+        class_colours: Their colours (red, green, blue), 0..255.
+        reference_offsets: The frames it looks back to, relative to the target, oldest first.
+        frame_scale: (long edge, short edge) in pixels that evaluation frames are fitted into.
+        encode_together: Whether the frames of a clip pass the encoder as one batch in evaluation.
+            False passes them one by one: then the logits are those of
+            :class:`vss_models.inference.streaming.StreamingSegmenter` bit for bit. True saves
+            launches and rounds differently. None, the default, is False on a CPU, where a batch
+            gains nothing, and True on other devices and in compiled and exported programs.
+
+    The four before `encode_together` are None until they are known. Training sets them and
+    checkpoints keep them, so that a model can be used without its data set.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, head: SegFormerHead, config: ModelConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.config = config
+        self.num_classes = head.num_classes
+        self.num_references = head.num_references
+        self.class_names: tuple[str, ...] | None = None
+        self.class_colours: tuple[tuple[int, int, int], ...] | None = None
+        self.reference_offsets: tuple[int, ...] | None = None
+        self.frame_scale: tuple[int, int] | None = None
+        self.encode_together: bool | None = None
+
+    def forward(self, clip: Tensor) -> Tensor | ClipLogits:
+        """Segments the last frame of each clip with the help of the others.
+
+        Args:
+            clip: (B, T, 3, H, W) normalised frames, oldest first, the target last. T is R + 1; a
+                per-frame model takes any T.
+
+        Returns:
+            In evaluation the target's logits (B, K, H/4, W/4). In training `ClipLogits`.
+
+        Raises:
+            TypeError: If the clip is no floating-point tensor.
+            ValueError: If its shape does not fit.
+        """
+        check_images("clip", clip, "(B, T, 3, H, W)")
+        num_clips, num_frames = clip.shape[:2]
+        if num_frames == 0 or (self.num_references and num_frames != self.num_references + 1):
+            raise ValueError(
+                f"clip must hold {self.num_references + 1} frames ({self.num_references} "
+                f"references, oldest first, then the target), got {num_frames}; for a single frame "
+                "use model.single_frame(images)"
+            )
+        self._check_size(clip)
+        if self.num_references == 0 and not self.training:
+            clip = clip[:, -1:]
+        if self.training or self._encodes_together(clip):
+            return self.head(self._features(clip.flatten(0, 1)), num_clips)
+        *references, target = (self.encode_frame(frames) for frames in clip.unbind(1))
+        return self.decode(target, [frame.reference for frame in references])
+
+    def single_frame(self, images: Tensor) -> Tensor:
+        """Returns the per-frame logits (N, K, H/4, W/4) of images (N, 3, H, W)."""
+        check_images("images", images, "(N, 3, H, W)")
+        return self.head.classify(self.head.fusion(self._features(images)))
+
+    def encode_frame(self, images: Tensor) -> FrameState:
+        """Computes once, for N frames (N, 3, H, W), all that decoding with them needs."""
+        check_images("images", images, "(N, 3, H, W)")
+        self._check_size(images)
+        return self.head.encode_frame(self._features(images))
+
+    def decode(self, frame: FrameState, references: Sequence[Any]) -> Tensor:
+        """Segments a frame given the `reference` states of earlier frames.
+
+        Args:
+            frame: State of the N target frames.
+            references: `FrameState.reference` of R earlier frames, oldest first.
+
+        Returns:
+            Logits (N, K, H/4, W/4), the same as of the clip of these frames.
+        """
+        return self.head.decode(frame, references)
+
+    def _encodes_together(self, clip: Tensor) -> bool:
+        if self.encode_together is not None:
+            return self.encode_together
+        return clip.device.type != "cpu" or torch.compiler.is_compiling()
+
+    def _features(self, images: Tensor) -> Sequence[Tensor]:
+        # Convolutions round differently for frames that are stored with the channels last.
+        return self.backbone(images.contiguous())
+
+    def _check_size(self, images: Tensor) -> None:
+        height, width = images.shape[-2:]
+        divisor = self.head.size_divisor
+        if height % divisor or width % divisor:
+            raise ValueError(
+                f"height and width must be multiples of {divisor} for this model, got "
+                f"{height} x {width}; resize or pad the frames"
+            )
+
+
+def check_images(name: str, images: Tensor, layout: str) -> None:
+    """Raises unless `images` is a floating-point tensor of the layout, such as "(N, 3, H, W)"."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"{name} must be a normalised floating-point tensor {layout}, got {kind}")
+    if images.dim() != layout.count(",") + 1 or images.shape[-3] != 3:
+        raise ValueError(f"{name} must have the shape {layout}, got {tuple(images.shape)}")
+    if min(images.shape[-2:]) < MIN_SIDE:
+        raise ValueError(
+            f"{name} must be at least {MIN_SIDE} pixels high and wide, got {tuple(images.shape)}"
+        )
+
+
+__all__ = ["ModelConfig", "VideoSegmentor"]
