@@ -15,6 +15,7 @@ from vss_kernels.focal_attention.triton_kernels import (
     load_rows,
     locate_queries,
     look,
+    relative_weight,
     store_rows,
 )
 
@@ -87,11 +88,11 @@ def query_gradient_kernel(
     grad_query = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     for first in range(0, L, BLOCK_L):
         o_l = first + tl.arange(0, BLOCK_L)
-        logits, key, value = look(
+        product, bias, key, value = look(
             query, p_key, p_slots, p_bias, token_stride, token_value, o_l, o_d, scale, L, D,
             PRECISION,
         )  # fmt: skip
-        share = exponential(logits - largest[:, None]) * over_total[:, None]
+        share = relative_weight(product, bias, largest[:, None]) * over_total[:, None]
         grad_logits = logit_gradient(share, grad, value, delta, PRECISION)
         grad_query = tl.dot(grad_logits.to(key.dtype), key, grad_query, input_precision=PRECISION)
     store_rows(p_grad_query + here, own, heads * D, o_d, o_p < P, D, grad_query * scale)
@@ -156,11 +157,11 @@ def bias_gradient_kernel(
             p_delta + ((b * heads + head) * windows + window) * P + o_p, mask=o_p < P, other=0.0
         )
         p_key = p_key_value + b * token_batch + head * token_head
-        logits, _, value = look(
+        product, bias, _, value = look(
             query, p_key, p_slots, p_bias, token_stride, token_value, o_l, o_d, scale, L, D,
             PRECISION,
         )  # fmt: skip
-        share = exponential(logits - largest[:, None]) * over_total[:, None]
+        share = relative_weight(product, bias, largest[:, None]) * over_total[:, None]
         total += logit_gradient(share, grad, value, delta, PRECISION)
     p_tile = p_parts + ((part * heads + head).to(tl.int64) * P + o_p)[:, None] * L + o_l[None, :]
     tl.store(p_tile, total, mask=(o_p < P)[:, None] & (o_l < L)[None, :])
@@ -282,10 +283,10 @@ def token_gradient_kernel(
         )
         p_bias = p_transposed_bias + (head * rows + row)[:, None] * row_length + o_p[None, :]
         bias = tl.load(p_bias, mask=(row >= 0)[:, None], other=float("-inf"))
-        logits = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale + bias
-        share = exponential(logits - largest[None, :]) * over_total[None, :]
-        product = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
-        grad_logits = share * (product - delta[None, :])
+        product = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale
+        share = relative_weight(product, bias, largest[None, :]) * over_total[None, :]
+        grad_share = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
+        grad_logits = share * (grad_share - delta[None, :])
         grad_value = tl.dot(share.to(grad.dtype), grad, grad_value, input_precision=PRECISION)
         grad_key = tl.dot(grad_logits.to(query.dtype), query, grad_key, input_precision=PRECISION)
     grad_key *= scale

@@ -23,6 +23,17 @@ def exponential(x):
 
 
 @triton.jit
+def relative_weight(product, bias, largest):
+    """exp(product + bias - largest), as exact for logits of a hundred as for small ones.
+
+    Their sum would be rounded like a hundred. The difference of the product and the largest logit
+    is exact where they are close, that is where the weight matters, and the small bias keeps its
+    digits beside it.
+    """
+    return exponential((product - largest) + bias)
+
+
+@triton.jit
 def load_rows(p_rows, tokens, token_stride, o_d, inside, D):
     """Rows of D channels at the given tokens, [tokens, D]; zeros where not inside."""
     p_tile = p_rows + tokens.to(tl.int64)[:, None] * token_stride + o_d[None, :]
@@ -70,17 +81,18 @@ def look(
     query, p_key, p_slots, p_bias, token_stride, token_value, o_l, o_d, scale, L, D,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Logits of a tile of queries and slots, [P, L], and the slots' keys and values, [L, D].
+    """Products and bias of queries and slots, [P, L], and the slots' keys and values, [L, D].
 
-    Behind the last slot logits are minus infinity; there and in padding, keys and values are zero.
-    ``p_bias`` points to the rows of the queries, [P, 1].
+    The logits are their sum, which relative_weight() takes apart for accuracy. Behind the last slot
+    the bias is minus infinity; there and in padding, keys and values are zero. ``p_bias`` points to
+    the rows of the queries, [P, 1].
     """
     token = tl.load(p_slots + o_l, mask=o_l < L, other=-1)
     key = load_rows(p_key, token, token_stride, o_d, token >= 0, D)
     value = load_rows(p_key + token_value, token, token_stride, o_d, token >= 0, D)
     bias = tl.load(p_bias + o_l[None, :]) + tl.where(token >= 0, 0.0, PADDING_LOGIT)[None, :]
-    logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale + bias
-    return logits, key, value
+    product = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+    return product, bias, key, value
 
 
 @triton.jit
@@ -132,13 +144,13 @@ def attend_kernel(
     attended = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     for first in range(0, L, BLOCK_L):
         o_l = first + tl.arange(0, BLOCK_L)
-        logits, _, value = look(
+        product, bias, _, value = look(
             query, p_key, p_slots, p_bias, token_stride, token_value, o_l, o_d, scale, L, D,
             PRECISION,
         )  # fmt: skip
         # The first slots are the window's own and never padding, so the maximum is finite.
-        larger = tl.maximum(largest, tl.max(logits, axis=1))
-        share = exponential(logits - larger[:, None])
+        larger = tl.maximum(largest, tl.max(product + bias, axis=1))
+        share = relative_weight(product, bias, larger[:, None])
         shrink = exponential(largest - larger)
         total = total * shrink + tl.sum(share, axis=1)
         attended = tl.dot(
