@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 import vss_kernels
 from benchmarks.floor import floor
+from tests.support.memory import peak_memory
 from tests.support.precision import assert_as_accurate_as_eager
 from tests.support.repeats import captured
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODES = ("forward", "forward+backward")
 ROUNDS = 20
-MIB = 2**20
 
 
 def timer() -> float:
@@ -41,26 +40,6 @@ def implementation_of(operators: Sequence[str], name: str) -> Iterator[None]:
     backend = "eager" if name.startswith("compiled") else name.removesuffix(" graph")
     with vss_kernels.backend(backend, *operators):
         yield
-
-
-def peak_memory(run: Callable[[], object]) -> float:
-    """Returns the peak of the memory that ``run`` allocates, in MiB."""
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / MIB
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    events = profiler.profiler.kineto_results.events()  # allocations and releases, with their time
-    sizes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
-    allocated = peak = 0
-    for _, size in sorted(sizes, key=lambda entry: entry[0]):
-        allocated += size
-        peak = max(peak, allocated)
-    return peak / MIB
 
 
 def as_graph(run: Callable[[], object]) -> Callable[[], object]:

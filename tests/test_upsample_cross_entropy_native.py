@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import vss_kernels
-from benchmarks.harness import MIB, peak_memory
 from tests.support.definitions import stored_in_order
+from tests.support.memory import MIB, peak_memory
 from tests.support.precision import SLACK, assert_as_accurate_as_eager, outputs_and_gradients
 from tests.support.repeats import assert_repeatable, assert_replays
 from tests.support.upsample_cases import DEVICES, DTYPES, SIZES, make_case
