@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+# What `vss_models` needs for videos and its command line, and a machine for operators may lack.
+OPTIONAL_PACKAGES = ("av", "jsonargparse")
+
+
+class _TestModule(pytest.Module):
+    """A test file; skipped by name, not an error of the whole run, without an optional package."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            cause = error.__cause__
+            if isinstance(cause, ModuleNotFoundError) and cause.name in OPTIONAL_PACKAGES:
+                reason = f"{self.path.name} needs the package {cause.name}"
+                pytest.skip(reason, allow_module_level=True)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    return _TestModule.from_parent(parent, path=module_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
