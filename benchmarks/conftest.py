@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import Measure, rows_of
-from benchmarks.results import append_rows
+from benchmarks.results import append_rows, commit
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="append the comparison with eager to this CSV file",
     )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuses rows that could not name their commit before anything is measured."""
+    if session.config.getoption("--results") is not None:
+        commit()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import csv
 import datetime
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
@@ -28,7 +29,16 @@ def device_name() -> str:
 
 
 def commit() -> str:
-    """Returns the checkout's short commit, with ``+`` if more than rows is uncommitted."""
+    """Returns the checkout's short commit, with ``+`` if more than rows is uncommitted.
+
+    ``VSS_COMMIT`` overrides it, for a copy of the sources on a machine without git.
+
+    Raises:
+        RuntimeError: if neither says what is measured.
+    """
+    given = os.environ.get("VSS_COMMIT")
+    if given:
+        return given
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -37,8 +47,14 @@ def commit() -> str:
         )
         return result.stdout.strip()
 
+    head = git("rev-parse", "--short", "HEAD") if shutil.which("git") else ""
+    if not head:
+        raise RuntimeError(
+            "cannot tell which commit is measured: there is no git checkout here; "
+            "set VSS_COMMIT to the commit of these sources"
+        )
     changed = git("status", "--porcelain", "--", ":/", ":!results")
-    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    return head + ("+" if changed else "")
 
 
 def append_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
@@ -57,4 +73,6 @@ def append_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
         file.write(existing)
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writerows({**environment, **row} for row in rows)
+        file.flush()
+        os.fsync(file.fileno())  # a borrowed machine may go away at any time
     os.replace(temporary, path)

@@ -7,7 +7,7 @@ import csv
 import pytest
 
 from benchmarks.report import read_rows, write_report
-from benchmarks.results import COLUMNS
+from benchmarks.results import COLUMNS, append_rows
 
 
 def make_row(**values):
@@ -62,3 +62,20 @@ def test_bad_input_is_named(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"other.csv must have the columns"):
         write_report(tmp_path)
+
+
+def test_rows_name_the_given_commit_where_there_is_no_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("VSS_COMMIT", "0123abc")
+    append_rows(tmp_path / "rows.csv", [{"operator": "focal_pool"}])
+    with (tmp_path / "rows.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["commit"], row["operator"]) == ("0123abc", "focal_pool")
+
+
+def test_rows_without_a_commit_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("VSS_COMMIT", raising=False)
+    with pytest.raises(RuntimeError, match="set VSS_COMMIT"):
+        append_rows(tmp_path / "rows.csv", [{"operator": "focal_pool"}])
+    assert not (tmp_path / "rows.csv").exists()
