@@ -27,7 +27,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuses rows that could not name their commit before anything is measured."""
     if session.config.getoption("--results") is not None:
-        commit()
+        try:
+            commit()
+        except RuntimeError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 
 import pytest
 
@@ -79,3 +81,14 @@ def test_rows_without_a_commit_are_refused(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="set VSS_COMMIT"):
         append_rows(tmp_path / "rows.csv", [{"operator": "focal_pool"}])
     assert not (tmp_path / "rows.csv").exists()
+
+
+def test_benchmarks_that_could_not_name_their_commit_end_before_they_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("VSS_COMMIT", raising=False)
+    benchmark = "benchmarks/bench_focal_pool.py"
+    command = [sys.executable, "-m", "pytest", benchmark, "--results", str(tmp_path / "rows.csv")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: cannot tell which commit is measured" in result.stderr
+    assert "INTERNALERROR" not in result.stdout + result.stderr
