@@ -106,6 +106,26 @@ def test_legend_keeps_the_largest_where_room_is_short() -> None:
     assert legend.draw(labels).shape == legend.draw(labels[:1]).shape
 
 
+def test_legend_says_how_many_classes_it_leaves_out() -> None:
+    legend = Legend(("a", "b", "c", "d"), PALETTE, height=45)
+    labels = np.zeros((40, 40), np.uint8)
+    labels[:8], labels[8:13], labels[13:30] = 1, 2, 3  # all four; two are listed
+    without_small = np.where(np.isin(labels, (1, 2)), 3, labels).astype(np.uint8)  # just those two
+    panel, complete = legend.draw(labels), legend.draw(without_small)
+    assert swatches(panel) == swatches(complete)
+    added = np.argwhere((panel != complete).any(axis=-1))
+    last_swatch = np.argwhere((panel == PALETTE[3]).all(axis=-1))[:, 0].max()
+    assert len(added) > 0
+    assert added[:, 0].min() > last_swatch  # a line of its own below the entries
+
+
+def test_legend_of_a_frame_without_any_class_is_empty() -> None:
+    legend = Legend(("a", "b", "c", "d"), PALETTE, height=45)
+    panel = legend.draw(np.full((8, 8), 255, np.uint8))
+    assert panel.shape == (45, legend.width, 3)
+    assert (panel == BACKGROUND).all()
+
+
 def test_legend_width_is_bounded_and_even() -> None:
     names = ["x" * 500, "y", "z", "w"]
     for height in (20, 300, 2000):

@@ -150,7 +150,9 @@ class Legend:
             for label in present:
                 self._entry(pen, top, label)
                 top += self._line
-                self._drawn[key] = np.asarray(panel)
+            if hidden and len(present) < self._room:
+                self._text(pen, top, f"+ {hidden} more")
+            self._drawn[key] = np.asarray(panel)
         return self._drawn[key]
 
     def _entry(self, pen: ImageDraw.ImageDraw, top: int, label: int) -> None:
