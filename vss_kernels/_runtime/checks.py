@@ -1,7 +1,9 @@
 """Argument checks shared by every public operator.
 
 Each check raises an error that names the operator, the argument, what was expected and what came.
-All of them look at metadata only (no device synchronisation), except :func:`check_values`.
+All of them look at metadata only (no device synchronisation), except :func:`check_range`, which
+reads the values where :func:`values_are_checked`. :func:`check_tokens` also applies autocast, after
+which alone the dtypes must agree.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """aggregate_affinity as a registered operator: packing, fake, autograd, the backends' conditions.
 
-The schemas stand in ``csrc/ops.cpp``; the extension provides the CPU and CUDA kernels. They take
-all parameters as one packed vector, whose gradient autograd hands back to the single tensors.
+The schemas stand in ``csrc/library.cpp``; the extension provides the CPU and CUDA kernels. They
+take all parameters as one packed vector, whose gradient autograd hands back to the single tensors.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """focal_pool as a registered operator: fake, autograd and the backends' conditions.
 
-The schemas stand in ``csrc/ops.cpp``; the extension provides the CPU and CUDA kernels.
+The schemas stand in ``csrc/library.cpp``; the extension provides the CPU and CUDA kernels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """fuse_pyramid as a registered operator: fake, autograd and the backends' conditions.
 
-The implementations take the levels as separate arguments. The schema stands in ``csrc/ops.cpp``;
-the extension provides the CPU and CUDA kernels.
+The implementations take the levels as separate arguments. The schema stands in
+``csrc/library.cpp``; the extension provides the CPU and CUDA kernels.
 """
 
 from __future__ import annotations
