@@ -10,37 +10,16 @@ from torch._dynamo.testing import CompileCounter
 
 import vss_kernels
 from tests.support.definitions import stored_in_order
+from tests.support.focal_cases import GEOMETRIES, SMALL, make_inputs
 from tests.support.precision import SLACK, error
 from vss_kernels import FocalGeometry, PooledLevel, focal_attention
 from vss_kernels.focal_attention.geometry import PADDING, key_table, relative_position_index
-
-SMALL = FocalGeometry(3, 1, (PooledLevel(3, 1), PooledLevel(1, 2), PooledLevel(5, 1)))
-GEOMETRIES = st.builds(
-    lambda window, share, levels: FocalGeometry(
-        window, min(share, window), tuple(PooledLevel(*level) for level in levels)
-    ),
-    st.integers(1, 4),
-    st.integers(0, 4),
-    st.lists(st.tuples(st.sampled_from([1, 3, 5]), st.integers(1, 3)), max_size=3),
-)
 
 
 @pytest.fixture(autouse=True)
 def _eager():
     with vss_kernels.backend("eager"):
         yield
-
-
-def make_inputs(geometry, windows, batch=2, heads=2, dim=4, dtype=torch.float32):
-    side = geometry.window
-    shape = (batch, windows[0] * side, windows[1] * side, heads, dim)
-    query, key, value = (torch.randn(shape).to(dtype) for _ in range(3))
-    pooled = [
-        tuple(torch.randn(batch, *cells, heads, dim).to(dtype) for _ in range(2))
-        for cells in geometry.pooled_cells(windows)
-    ]
-    bias = torch.randn(heads, side**2, geometry.num_keys).to(dtype)
-    return query, key, value, pooled, bias
 
 
 def keys_by_hand(geometry, windows, row, column):

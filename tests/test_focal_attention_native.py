@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import vss_kernels
 from tests.support.definitions import stored_in_order
+from tests.support.focal_cases import GEOMETRIES, SMALL, flat_inputs, make_inputs, token_inputs
 from tests.support.precision import assert_as_accurate_as_eager, outputs_and_gradients
 from tests.support.repeats import assert_repeatable
-from tests.test_focal_attention import GEOMETRIES, SMALL, make_inputs
 from vss_kernels import FocalGeometry, PooledLevel, focal_attention
 from vss_kernels._runtime import native
 from vss_kernels.focal_attention import attend_tokens
@@ -23,31 +23,15 @@ from vss_kernels.nn import FocalBlock
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
 
 CASES = {
-    "published": (FocalGeometry(), (2, 3), 2, 32),
-    "one window": (FocalGeometry(), (1, 1), 1, 4),
-    "widest heads": (SMALL, (2, 1), 1, 128),
-    "odd heads": (SMALL, (2, 3), 3, 21),
-    "largest window": (FocalGeometry(14, 7, (PooledLevel(3, 2),)), (1, 2), 1, 8),
-    "no ring, no pooled maps": (FocalGeometry(3, 0, ()), (2, 2), 2, 16),
+    "published": (FocalGeometry(), (2, 3), 2, 2, 32),
+    "one window": (FocalGeometry(), (1, 1), 2, 1, 4),
+    "widest heads": (SMALL, (2, 1), 2, 1, 128),
+    "odd heads": (SMALL, (2, 3), 2, 3, 21),
+    "largest window": (FocalGeometry(14, 7, (PooledLevel(3, 2),)), (1, 2), 2, 1, 8),
+    "no ring, no pooled maps": (FocalGeometry(3, 0, ()), (2, 2), 2, 2, 16),
     "many references": (FocalGeometry(4, 2, tuple(PooledLevel(3, s) for s in range(1, 7))),
-                        (2, 2), 1, 8),
+                        (2, 2), 2, 1, 8),
 }  # fmt: skip
-
-
-def flat_inputs(geometry, grid, heads, dim, dtype=torch.float32, batch=2):
-    """The function of separate tensors that the accuracy rule asks for, and its tensors."""
-    query, key, value, pooled, bias = make_inputs(geometry, grid, batch, heads, dim, dtype)
-
-    def run(query, key, value, bias, *rest):
-        pairs = list(zip(rest[::2], rest[1::2], strict=True))
-        return focal_attention(query, key, value, pairs, bias, geometry)
-
-    return run, (query, key, value, bias, *(tensor for pair in pooled for tensor in pair))
-
-
-def token_inputs(geometry, grid, heads=2, dim=8, batch=2):
-    query, key, value, pooled, bias = make_inputs(geometry, grid, batch, heads, dim)
-    return query, as_buffer([(key, value), *pooled]), bias
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -68,7 +52,7 @@ def test_is_as_accurate_as_eager(case, dtype):
 )
 def test_any_geometry_size_and_layout(geometry, grid, heads, dim, batch, orders):
     torch.manual_seed(0)
-    run, inputs = flat_inputs(geometry, grid, heads, dim, batch=batch)
+    run, inputs = flat_inputs(geometry, grid, batch, heads, dim)
     with vss_kernels.backend("eager"):
         expected = outputs_and_gradients(run, [tensor.double() for tensor in inputs])
     stored = (
@@ -105,7 +89,7 @@ def test_a_single_key_gets_everything():
 
 def test_logits_far_apart():
     # Shares that vanish must not turn into NaN or leak into the sums.
-    run, inputs = flat_inputs(SMALL, (2, 2), 2, 8)
+    run, inputs = flat_inputs(SMALL, (2, 2), 2, 2, 8)
     inputs = (inputs[0] * 10, inputs[1] * 10, *inputs[2:])
     assert_as_accurate_as_eager(run, inputs, "focal_attention", "native")
 
@@ -137,7 +121,7 @@ def test_registration():
 
 
 def test_results_are_contiguous_repeatable_and_leave_nothing_unwritten():
-    run, inputs = flat_inputs(FocalGeometry(), (2, 2), 2, 16)
+    run, inputs = flat_inputs(FocalGeometry(), (2, 2), 2, 2, 16)
     leaves = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in inputs]
     leaves = [tensor.requires_grad_() for tensor in leaves]
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.test_focal_attention import GEOMETRIES, SMALL
+from tests.support.focal_cases import GEOMETRIES, SMALL
 from vss_kernels import FocalGeometry
 from vss_kernels.focal_attention.geometry import PADDING, key_table
 from vss_kernels.focal_attention.tables import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from tests.test_streaming import TRANSFORM, kept_bytes, tiny_model, video
+from tests.support.tiny_streaming import TRANSFORM, kept_bytes, tiny_model, video
 from vss_models.inference.compile import FrameProgram
 from vss_models.inference.export import state_tensors
 from vss_models.inference.streaming import StreamingSegmenter

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_segment import SIZE, make_frames, make_video, read_labels, segment, tiny_model
+from tests.support.tiny_video import SIZE, make_frames, make_video, read_labels, segment, tiny_model
 from vss_models.checkpoints import save_model
 from vss_models.cli import main
 from vss_models.data import EvaluationTransform, numbered_classes

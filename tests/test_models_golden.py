@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.support.golden_io import Golden, assert_gradients, assert_output, load
+from tests.support.golden_models import build, clip_and_labels
 from vss_kernels import upsample_argmax
-from vss_models import ClipLoss, VideoSegmentor, create_model
-from vss_models.checkpoints import load_released
+from vss_models import ClipLoss, VideoSegmentor
 from vss_models.checkpoints.key_map import released_names
 
 MODELS = [
@@ -24,29 +24,6 @@ MODELS = [
 ]
 NAMES = pytest.mark.parametrize("name", MODELS)
 FUSIONS = pytest.mark.parametrize("fusion", ["projected", "concatenate"])
-
-
-def build(golden: Golden, tmp_path: Any, **overrides: Any) -> VideoSegmentor:
-    """The small model of a golden file, with its weights through the released names."""
-    settings = golden.metadata
-    encoder = json.loads(settings["mit"])
-    model = create_model(
-        f"{settings['model']}_{settings['variant']}",
-        num_classes=int(settings["num_classes"]),
-        dims=encoder["embed_dims"],
-        depths=encoder["depths"],
-        embed_dim=int(settings["embed_dim"]),
-        drop_path=0.0,
-        dropout=0.0,
-        **overrides,
-    )
-    torch.save({"state_dict": golden.group("state")}, tmp_path / "released.pth")
-    assert load_released(model, tmp_path / "released.pth", verbose=False).complete
-    return model
-
-
-def clip_and_labels(golden: Golden) -> tuple[Tensor, Tensor]:
-    return golden.tensors["input.clip"], golden.tensors["input.label"].squeeze(2)
 
 
 @NAMES

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import vss_kernels
 from tests.support.golden_io import load
+from tests.support.golden_models import build, clip_and_labels
 from tests.support.precision import SLACK, error
 from tests.support.repeats import captured
-from tests.test_models_golden import build, clip_and_labels
 from vss_models import ClipLoss, VideoSegmentor
 
 pytestmark = pytest.mark.gpu

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.tiny_streaming import TRANSFORM, kept_bytes, tiny_model, video
 from vss_kernels import upsample_argmax
 from vss_models import VideoSegmentor, create_model
 from vss_models.data import EvaluationTransform
 from vss_models.data.transforms import normalise
 from vss_models.inference.streaming import StreamingSegmenter
-
-SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 1, 1, 1), "embed_dim": 32}
-TRANSFORM = EvaluationTransform(scale=(85, 48))
 
 # The published evaluation schedule; frames 0..2 are labelled on their own.
 PUBLISHED_START = {
@@ -26,27 +24,6 @@ PUBLISHED_START = {
     7: (0, 3, 5),
     8: (0, 3, 6),
 }
-
-
-def tiny_model(name: str, **overrides: Any) -> VideoSegmentor:
-    """A model with random weights so large that labels depend on the frame and its references."""
-    torch.manual_seed(5)
-    model = create_model(name, 7, **{**SMALL, **overrides}).eval()
-    with torch.no_grad():
-        for module in model.head.modules():
-            if isinstance(module, torch.nn.Conv2d) and module.out_channels == 7:
-                module.weight.mul_(50)
-            elif isinstance(module, torch.nn.Linear):
-                module.weight.mul_(8)
-    return model
-
-
-def video(length: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Textured frames (L, H, W, 3) that move and change enough to give each frame other labels."""
-    generator = np.random.default_rng(seed)
-    texture = generator.integers(0, 256, (height // 6 + 2, width // 6 + length, 3), np.uint8)
-    large = texture.repeat(6, 0).repeat(6, 1)
-    return np.stack([large[:height, 5 * t : 5 * t + width] for t in range(length)])
 
 
 def logits_by_clip(model: VideoSegmentor, images: torch.Tensor, target: int) -> torch.Tensor:
@@ -195,22 +172,6 @@ def test_videos_side_by_side_are_a_batch_of_clips(name: str) -> None:
     for together in images:
         logits = stream.step_logits(together)
     assert torch.equal(logits, model(images[[2, 5, 8, 11]].transpose(0, 1)))
-
-
-def kept_bytes(stream: StreamingSegmenter) -> int:
-    """Bytes of the storages that the history keeps alive, whole storages even for views."""
-    storages = {}
-
-    def visit(entry: Any) -> None:
-        if isinstance(entry, torch.Tensor):
-            storages[entry.untyped_storage().data_ptr()] = entry.untyped_storage().nbytes()
-        elif isinstance(entry, tuple):
-            for part in entry:
-                visit(part)
-
-    for entry in stream._history:
-        visit(entry)
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize("name", ["mrcfa_b1", "cffm_b1"])

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 import vss_kernels
 from tests.support.definitions import stored_in_order
+from tests.support.focal_cases import SMALL, flat_inputs, token_inputs
 from tests.support.precision import assert_as_accurate_as_eager
 from tests.support.repeats import assert_repeatable
 from tests.support.triton_machine import DEVICE, DTYPES
-from tests.test_focal_attention import SMALL, make_inputs
-from vss_kernels import FocalGeometry, PooledLevel, focal_attention
+from vss_kernels import FocalGeometry, PooledLevel
 from vss_kernels.focal_attention import attend_tokens
-from vss_kernels.focal_attention.key_value_layout import as_buffer
 from vss_kernels.focal_attention.op import geometry_settings
 from vss_kernels.focal_attention.tables import LONGEST_ITEM, inverse_tables
 
@@ -37,27 +35,10 @@ def _triton():
         yield
 
 
-def flat_inputs(geometry, grid, batch, heads, dim, dtype=torch.float32):
-    query, key, value, pooled, bias = make_inputs(geometry, grid, batch, heads, dim, dtype)
-
-    def run(query, key, value, bias, *rest):
-        pairs = list(zip(rest[::2], rest[1::2], strict=True))
-        return focal_attention(query, key, value, pairs, bias, geometry)
-
-    flat = (query, key, value, bias, *(tensor for pair in pooled for tensor in pair))
-    return run, tuple(tensor.to(DEVICE) for tensor in flat)
-
-
-def token_inputs(geometry, grid, heads=1, dim=8, batch=1) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value, pooled, bias = make_inputs(geometry, grid, batch, heads, dim)
-    buffer = as_buffer([(key, value), *pooled])
-    return query.to(DEVICE), buffer.to(DEVICE), bias.to(DEVICE)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_is_as_accurate_as_eager(case, dtype):
-    run, inputs = flat_inputs(*CASES[case], dtype)
+    run, inputs = flat_inputs(*CASES[case], dtype, device=DEVICE)
     assert_as_accurate_as_eager(run, inputs, "focal_attention", "triton")
 
 
@@ -70,7 +51,7 @@ def test_some_tiles_are_shared_by_several_items():
 
 
 def test_permuted_inputs():
-    run, inputs = flat_inputs(SMALL, (2, 1), 2, 2, 8)
+    run, inputs = flat_inputs(SMALL, (2, 1), 2, 2, 8, device=DEVICE)
     orders = ((4, 3, 2, 1, 0), (0, 3, 1, 2, 4), (1, 2, 4, 0, 3))
     permuted = [
         stored_in_order(tensor, order) for tensor, order in zip(inputs[:3], orders, strict=True)
@@ -80,7 +61,7 @@ def test_permuted_inputs():
 
 def test_logits_far_apart():
     # Logits of a hundred, in the kernels times log2(e): exp() of these is infinite in float32.
-    run, (query, *rest) = flat_inputs(SMALL, (2, 2), 1, 2, 8)
+    run, (query, *rest) = flat_inputs(SMALL, (2, 2), 1, 2, 8, device=DEVICE)
     inputs = (query * 30, *rest)
     assert_as_accurate_as_eager(run, inputs, "focal_attention", "triton")
 
@@ -90,7 +71,7 @@ def test_values_under_logits_far_apart(seed):
     # Where one key has all the weight, eager's weight of it is exactly one, and ours must be, too:
     # computed again from other roundings of logits of a thousand it would be wrong by 1e-5.
     torch.manual_seed(seed)
-    run, (query, key, value, *rest) = flat_inputs(SMALL, (2, 2), 1, 2, 8)
+    run, (query, key, value, *rest) = flat_inputs(SMALL, (2, 2), 1, 2, 8, device=DEVICE)
 
     def attend(value):
         others = (tensor.to(value) for tensor in rest)
@@ -101,7 +82,7 @@ def test_values_under_logits_far_apart(seed):
 
 def test_slots_without_weight():
     # Minus infinity in the bias takes slots out, also both slots of a token that has two.
-    query, key_value, bias = token_inputs(SMALL, (3, 3))
+    query, key_value, bias = token_inputs(SMALL, (3, 3), heads=1, batch=1, device=DEVICE)
     bias[:, :, 10:20] = -torch.inf
 
     def run(query, key_value):
@@ -111,7 +92,7 @@ def test_slots_without_weight():
 
 
 def test_a_buffer_with_gaps():
-    query, key_value, bias = token_inputs(SMALL, (1, 2), heads=2)
+    query, key_value, bias = token_inputs(SMALL, (1, 2), batch=1, device=DEVICE)
     spread = torch.stack([key_value, key_value + 1], dim=3)[:, :, :, 0]  # strides of a larger one
     assert not spread.is_contiguous()
     assert_as_accurate_as_eager(
@@ -123,14 +104,15 @@ def test_a_buffer_with_gaps():
 
 
 def test_registration():
-    query, key_value, bias = token_inputs(FocalGeometry(2, 1, (PooledLevel(1, 1),)), (1, 1), dim=4)
-    sizes = (1, 1, geometry_settings(FocalGeometry(2, 1, (PooledLevel(1, 1),))), True)
+    geometry = FocalGeometry(2, 1, (PooledLevel(1, 1),))
+    query, key_value, bias = token_inputs(geometry, (1, 1), heads=1, dim=4, batch=1, device=DEVICE)
+    sizes = (1, 1, geometry_settings(geometry), True)
     inputs = [tensor.requires_grad_() for tensor in (query.flatten(1, 2), key_value, bias)]
     torch.library.opcheck(torch.ops.vss_kernels.focal_attention.default, (*inputs, *sizes))
 
 
 def test_results_are_repeatable_and_leave_nothing_unwritten():
-    run, inputs = flat_inputs(SMALL, (3, 4), 1, 1, 8)
+    run, inputs = flat_inputs(SMALL, (3, 4), 1, 1, 8, device=DEVICE)
     leaves = [tensor.requires_grad_() for tensor in inputs]
 
     def step():
@@ -141,7 +123,7 @@ def test_results_are_repeatable_and_leave_nothing_unwritten():
 
 
 def test_too_many_channels_are_refused():
-    run, inputs = flat_inputs(SMALL, (1, 1), 1, 1, 129)
+    run, inputs = flat_inputs(SMALL, (1, 1), 1, 1, 129, device=DEVICE)
     with pytest.raises(vss_kernels.BackendError, match="at most 128 channels a head, not 129"):
         run(*inputs)
 
@@ -149,7 +131,7 @@ def test_too_many_channels_are_refused():
 @pytest.mark.gpu
 def test_an_unknown_size_inside_a_cuda_graph_is_named():
     geometry = FocalGeometry(3, 1, (PooledLevel(3, 5),))
-    inputs = token_inputs(geometry, (1, 5))
+    inputs = token_inputs(geometry, (1, 5), heads=1, batch=1, device=DEVICE)
     with (
         pytest.raises(RuntimeError, match="run the same size once before"),
         torch.cuda.graph(torch.cuda.CUDAGraph()),
