@@ -18,13 +18,6 @@ from vss_kernels.focal_attention.geometry import (
 from vss_kernels.focal_pool import focal_pool
 
 
-def _linear(incoming: int, outgoing: int) -> nn.Linear:
-    linear = nn.Linear(incoming, outgoing)
-    nn.init.trunc_normal_(linear.weight, std=0.02)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
 def _table(*shape: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
 
@@ -50,9 +43,10 @@ class FocalAttention(nn.Module):
         self.num_heads = num_heads
         self.geometry = FocalGeometry() if geometry is None else geometry
         side = self.geometry.window
-        self.qkv = _linear(dim, 3 * dim)
-        self.proj = _linear(dim, dim)
-        self.window_bias = _table((2 * side - 1) ** 2, num_heads)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        # The published start: only the table of a window's own positions is zero.
+        self.window_bias = nn.Parameter(torch.zeros((2 * side - 1) ** 2, num_heads))
         self.around_bias = _table(1, num_heads, side**2, self.geometry.around_keys)
         self.pooled_bias = nn.ParameterList(
             [_table(num_heads, (side + level.kernel - 1) ** 2) for level in self.geometry.pooled]
@@ -111,8 +105,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = _linear(dim, hidden)
-        self.fc2 = _linear(hidden, dim)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., C) to (..., C)."""

@@ -64,9 +64,6 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(incoming, outgoing, kernel, padding=kernel // 2)
         self.norm = nn.GroupNorm(1, outgoing, eps=NORM_EPSILON)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-        assert self.conv.bias is not None
-        nn.init.zeros_(self.conv.bias)
 
     def layer(self) -> ConvNormLayer:
         """Returns the parameters as the operator takes them."""
@@ -154,8 +151,8 @@ class RelationAffinity(nn.Module):
         if not 0 < self.keep <= 1:
             raise ValueError(f"RelationAffinity: keep must be in (0, 1], got {keep}")
         self.top = top
-        self.target_projections = nn.ModuleList([_projection(dim) for dim in dims])
-        self.reference_projections = nn.ModuleList([_projection(dim) for dim in dims])
+        self.target_projections = nn.ModuleList([nn.Linear(dim, dim) for dim in dims])
+        self.reference_projections = nn.ModuleList([nn.Linear(dim, dim) for dim in dims])
 
     def num_selected(self, tokens: int) -> int:
         """Returns how many of a reference frame's tokens are kept."""
@@ -242,10 +239,3 @@ class RelationAffinity(nn.Module):
         return self.relate(
             self.project_target(target_maps), self.project_references(reference_maps), sizes
         )
-
-
-def _projection(dim: int) -> nn.Linear:
-    projection = nn.Linear(dim, dim)
-    nn.init.trunc_normal_(projection.weight, std=0.02)
-    nn.init.zeros_(projection.bias)
-    return projection

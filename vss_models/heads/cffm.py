@@ -12,7 +12,6 @@ from vss_models.heads.segformer import (
     ClipLogits,
     FrameState,
     SegFormerHead,
-    make_classifier,
     resize,
     split_clips,
 )
@@ -70,7 +69,7 @@ class CFFMHead(SegFormerHead):
             )
             for _ in range(focal_blocks)
         )
-        self.target_classifier = make_classifier(2 * embed_dim, num_classes)
+        self.target_classifier = nn.Conv2d(2 * embed_dim, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:
         """Segments clips; see `SegFormerHead.forward`. M = 1 target prediction in training."""

@@ -39,6 +39,9 @@ class PyramidFusion(nn.Module):
         self.mode = mode
         self.level_projections = nn.ModuleList(nn.Linear(c, embed_dim) for c in channels)
         self.mix = nn.Conv2d(len(channels) * embed_dim, embed_dim, 1, bias=False)
+        # The one weight of a head that does not start from PyTorch's default in the published
+        # programs, apart from the bias tables and poolings of focal blocks.
+        nn.init.kaiming_normal_(self.mix.weight, mode="fan_out", nonlinearity="relu")
         self.norm = nn.BatchNorm2d(embed_dim, eps=1e-5)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,6 @@ from vss_models.heads.segformer import (
     ClipLogits,
     FrameState,
     SegFormerHead,
-    make_classifier,
     resize,
     split_clips,
 )
@@ -52,7 +51,7 @@ class MRCFAHead(SegFormerHead):
     Args:
         channels: Channels of the four feature levels; the last three enter the affinities.
         num_classes: K.
-        variant: "b0" .. "b5": share of kept tokens and layers of the affinity refinement.
+        variant: "b0" .. "b5": fraction of tokens kept and layers of the affinity refinement.
         num_references: R. Released weights have 3: each reference has its own decoder.
         embed_dim: Channels E of the fused map.
         dropout: Probability of dropping a whole channel before a classifier, in training.
@@ -85,7 +84,7 @@ class MRCFAHead(SegFormerHead):
         self.value = nn.Conv2d(embed_dim, embed_dim, 4, stride=4)
         self.relation = RelationAffinity((at_8, at_16, at_32), variant)
         self.decoders = nn.ModuleList(
-            make_classifier(embed_dim, num_classes) for _ in range(num_references + 1)
+            nn.Conv2d(embed_dim, num_classes, 1) for _ in range(num_references + 1)
         )
 
     def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:

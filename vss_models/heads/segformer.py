@@ -64,7 +64,7 @@ class SegFormerHead(nn.Module):
         self.num_classes = num_classes
         self.fusion = PyramidFusion(channels, embed_dim, fusion)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = make_classifier(embed_dim, num_classes)
+        self.classifier = nn.Conv2d(embed_dim, num_classes, 1)
 
     def classify(self, fused: Tensor) -> Tensor:
         """Turns fused features (N, E, h, w) into per-frame logits (N, K, h, w)."""
@@ -95,15 +95,6 @@ class SegFormerHead(nn.Module):
         if references:
             raise ValueError(f"a per-frame head takes no references, got {len(references)}")
         return self.classify(frame.fused)
-
-
-def make_classifier(in_channels: int, num_classes: int) -> nn.Conv2d:
-    """Returns a 1x1 convolution to class logits that starts close to zero."""
-    classifier = nn.Conv2d(in_channels, num_classes, 1)
-    nn.init.normal_(classifier.weight, std=0.01)
-    if classifier.bias is not None:
-        nn.init.zeros_(classifier.bias)
-    return classifier
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
