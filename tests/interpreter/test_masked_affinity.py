@@ -1,4 +1,4 @@
-"""select_tokens and masked_affinity in Triton: answers, gradients, registration."""
+"""masked_affinity in Triton: answers, gradients, registration."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torch import Tensor
 
 import vss_kernels
 from tests.support.precision import assert_as_accurate_as_eager
+from tests.support.relation_cases import make_index, make_tokens
 from tests.support.repeats import assert_repeatable
 from tests.support.triton_machine import DEVICE, DTYPES
-from vss_kernels import masked_affinity, select_tokens
+from vss_kernels import masked_affinity
 
 # (clips, references, target tokens, reference tokens, kept, channels); tiles are 16, 32 and 64 wide
 SIZES = [
@@ -26,96 +27,19 @@ SIZES = [
 
 def make_inputs(size, dtype=torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     clips, references, positions, tokens, kept, channels = size
-    target = torch.randn(clips, positions, channels, dtype=dtype, device=DEVICE)
-    reference = torch.randn(clips, references, tokens, channels, dtype=dtype, device=DEVICE)
-    index = torch.rand(clips, references, tokens, device=DEVICE).argsort(-1)[..., :kept]
-    return target, reference, index
-
-
-def both(target: Tensor, reference: Tensor, kept: int, top: int) -> tuple[Tensor, Tensor]:
-    results = []
-    for name in ("triton", "eager"):
-        with vss_kernels.backend(name, "select_tokens"):
-            results.append(select_tokens(target, reference, kept, top))
-    return results[0], results[1]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("size", "top"), [(SIZES[0], 5), (SIZES[1], 1), (SIZES[2], 3), (SIZES[3], 15)], ids=str
-)
-def test_the_same_tokens_are_selected(size, top, dtype):
-    target, reference, _ = make_inputs(size, dtype)
-    have, want = both(target, reference, size[4], top)
-    assert torch.equal(have, want)
-    assert have.is_contiguous()
-
-
-def test_of_equal_scores_the_lower_position_wins():
-    # Integers, so that sums are exact.
-    target = torch.randint(-2, 3, (1, 66, 8), device=DEVICE).float()
-    reference = torch.randint(-1, 2, (8,), device=DEVICE).float().expand(1, 2, 20, 8).clone()
-    reference[:, 1, 7] = 9 * target[0, 65]  # one token stands out, at the last position
-    have, want = both(target, reference, 6, 5)
-    assert torch.equal(have, want)
-    assert have.tolist() == [[[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 7]]]
-
-
-def test_signed_zero_scores_are_equal():
-    target = torch.zeros(1, 3, 8, device=DEVICE)
-    reference = torch.ones(1, 1, 12, 8, device=DEVICE)
-    reference[..., :6, :] = -1.0
-    have, want = both(target, reference, 4, 2)
-    assert torch.equal(have, want)
-    assert have.tolist() == [[[0, 1, 2, 3]]]
-
-
-def test_tokens_with_nan_scores_come_last():
-    target, reference, _ = make_inputs((1, 1, 10, 20, 17, 8))
-    reference[0, 0, [3, 4]] = torch.nan
-    reference[0, 0, 9, 2] = torch.inf
-    target[..., 2] = target[..., 2].abs()
-    have, want = both(target, reference, 17, 5)
-    assert torch.equal(have, want)
-    assert not {3, 4} & set(have.flatten().tolist())
-    assert 9 in have
-
-
-def test_a_long_target_is_looked_at_in_parts():
-    target, reference, _ = make_inputs((1, 2, 300, 20, 9, 8))
-    have, want = both(target, reference, 9, 5)
-    assert torch.equal(have, want)
-    target[0, 290] = torch.nan  # spoils every score, though only the last part sees it
-    have, want = both(target, reference, 9, 5)
-    assert torch.equal(have, want)
-    assert have.tolist() == [[list(range(9))] * 2]
-
-
-def test_selection_of_an_empty_batch():
-    have, want = both(
-        torch.empty(0, 5, 8, device=DEVICE), torch.empty(0, 2, 6, 8, device=DEVICE), 3, 2
-    )
-    assert have.shape == want.shape == (0, 2, 3)
-
-
-def test_more_affinities_than_registers_hold_are_refused():
-    target, reference, _ = make_inputs((1, 1, 200, 4, 2, 8))
-    with (
-        vss_kernels.backend("triton"),
-        pytest.raises(vss_kernels.BackendError, match="at most 128"),
-    ):
-        select_tokens(target, reference, 2, 129)
+    target, reference = make_tokens(clips, references, positions, tokens, channels, dtype, DEVICE)
+    return target, reference, make_index(clips, references, tokens, kept, DEVICE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_affinity_is_as_accurate_as_eager(size, dtype):
+def test_is_as_accurate_as_eager(size, dtype):
     assert_as_accurate_as_eager(
         masked_affinity, make_inputs(size, dtype), "masked_affinity", "triton"
     )
 
 
-def test_affinity_of_permuted_inputs():
+def test_permuted_inputs():
     target, reference, index = make_inputs(SIZES[0])
     inputs = (
         target.mT.contiguous().mT,
@@ -162,7 +86,6 @@ def test_results_are_repeatable_and_leave_nothing_unwritten():
 def test_registration():
     target, reference, index = make_inputs((1, 2, 5, 6, 3, 8))
     ops = torch.ops.vss_kernels
-    torch.library.opcheck(ops.select_tokens.default, (target, reference, 3, 2))
     leaves = (target.requires_grad_(), reference.requires_grad_())
     torch.library.opcheck(ops.masked_affinity.default, (*leaves, index))
     grad = torch.randn(1, 2, 3, 5, device=DEVICE)
