@@ -1,6 +1,7 @@
 """Fused operators for video semantic segmentation."""
 
 from vss_kernels._runtime.backends import BackendError, backend
+from vss_kernels._version import __version__
 from vss_kernels.aggregate_affinity import AggregationWeights, ConvNormLayer, aggregate_affinity
 from vss_kernels.attend_selected import attend_selected
 from vss_kernels.focal_attention import focal_attention
@@ -18,6 +19,7 @@ __all__ = [
     "ConvNormLayer",
     "FocalGeometry",
     "PooledLevel",
+    "__version__",
     "aggregate_affinity",
     "attend_selected",
     "backend",

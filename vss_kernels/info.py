@@ -6,7 +6,11 @@ each operator which backends can run here.
 
 from __future__ import annotations
 
+import argparse
+import os
 import platform
+import sys
+from collections.abc import Sequence
 from importlib import metadata
 
 import torch
@@ -52,7 +56,7 @@ def _operator_table() -> list[str]:
 def report() -> str:
     """Returns the report as text."""
     lines = [
-        f"vss-kernels {_version('vss-kernels')} in {vss_kernels.__path__[0]}",
+        f"vss-kernels {vss_kernels.__version__} in {vss_kernels.__path__[0]}",
         f"Python {platform.python_version()}, PyTorch {torch.__version__} "
         f"(CUDA {torch.version.cuda or 'none'}), Triton {_version('triton')}",
         f"devices: {_devices()}",
@@ -63,10 +67,30 @@ def report() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Prints the report."""
-    print(report())
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the report.
+
+    Args:
+        arguments: Command-line options; those of the process if None.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        SystemExit: If the options are not valid.
+    """
+    parser = argparse.ArgumentParser(
+        prog="vss info", description="Print versions, devices and which backends can run here."
+    )
+    parser.parse_args(arguments)
+    print(report(), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except BrokenPipeError:
+        # The reader, such as `head`, has all it wants; what is left goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,15 +1,19 @@
 """The `vss` command: train, evaluate and use the models.
 
 Each command imports what it needs when it is called, so that `vss segment` runs without the
-training packages and `vss --help` answers at once.
+training packages and `vss --help` answers at once. Errors become one line here and nowhere else.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from types import ModuleType
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
 
 _USAGE = """\
 usage: vss COMMAND [OPTIONS]
@@ -24,8 +28,41 @@ usage: vss COMMAND [OPTIONS]
   configs      list the configurations that come with the package
   info         operators, backends and versions
 
-`vss COMMAND --help` tells the options of a command.
+`vss COMMAND --help` tells the options of a command. Each command also takes `--traceback`, which
+shows where an error came from. `vss --version` tells the version.
 """
+
+_TRACEBACK = "--traceback"
+
+_DEFECTS = (LookupError, AttributeError, NameError, AssertionError)
+"""Errors that no input should cause: they keep their traceback, which a report needs."""
+
+
+class _Command(NamedTuple):
+    """Where a command lives.
+
+    Attributes:
+        module: The module to import; its ``main`` takes the options and returns the exit status.
+        extra: What to install if a package is missing: extras of this distribution.
+        takes_name: Whether ``main`` gets the command's name before the options.
+    """
+
+    module: str
+    extra: str
+    takes_name: bool = False
+
+
+_COMMANDS = {
+    "fit": _Command("vss_models.commands.train", "train", takes_name=True),
+    "validate": _Command("vss_models.commands.train", "train", takes_name=True),
+    "test": _Command("vss_models.commands.train", "train", takes_name=True),
+    "segment": _Command("vss_models.commands.segment", "models"),
+    "export": _Command("vss_models.commands.export", "models"),
+    "synthesize": _Command("vss_models.commands.synthesize", "models"),
+    "demo": _Command("vss_models.commands.demo", "demo"),
+    "configs": _Command("vss_models.commands.configs", "train"),
+    "info": _Command("vss_kernels.info", ""),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,82 +72,93 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command and options; those of the process if None.
 
     Returns:
-        The exit status: 0 for success, 1 for files that are missing, broken or in the way.
+        The exit status: 0 for success, 1 for an error, whose one line is printed, 2 for an unknown
+        command, 130 after Ctrl-C, 141 if the reader of the output went away.
 
     Raises:
         SystemExit: With status 2 if the options are not valid, 0 after printing help.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = _TRACEBACK in arguments
+    arguments = [argument for argument in arguments if argument != _TRACEBACK]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")
         return 0 if arguments else 2
-    command, options = arguments[0], arguments[1:]
-    run = _COMMANDS.get(command)
-    if run is None:
-        print(f"vss: unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
+    name, options = arguments[0], arguments[1:]
+    if name != "--version" and name not in _COMMANDS:
+        print(f"vss: unknown command {name!r}\n\n{_USAGE}", end="", file=sys.stderr)
         return 2
     try:
-        return run(command, options)
-    except (FileNotFoundError, FileExistsError) as error:
-        print(f"vss {command}: {error}", file=sys.stderr)
+        status = _print_version() if name == "--version" else _run(name, options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader of the output, such as `head`, has all it wants. What is left goes nowhere, so
+        # that closing stdout at the end does not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt as interrupt:
+        _report(name, "interrupted" if not interrupt.args else f"interrupted; {interrupt}")
+        return 128 + signal.SIGINT
+    except _DEFECTS:
+        raise
+    except Exception as error:
+        if show_traceback:
+            traceback.print_exc()
+        _report(name, describe(error))
         return 1
 
 
-def _import(module: str, extra: str) -> ModuleType:
-    """Imports a command's module; a missing package is reported with how to install it."""
+def describe(error: Exception) -> str:
+    """Returns what to tell the user about an error: its message, without Python's trimmings."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        named = [str(file) for file in (error.filename, error.filename2) if file is not None]
+        return ": ".join([*named, error.strerror])
+    message = _message(error)
+    if isinstance(error, MemoryError) or "not enough memory" in message:
+        return f"not enough memory ({message.splitlines()[0]})" if message else "not enough memory"
+    if type(error).__module__ in ("builtins", "torch") and isinstance(error, RuntimeError):
+        # PyTorch appends where in its own source the error arose.
+        message = message.split("\nException raised from ")[0].strip()
+    return message or type(error).__name__
+
+
+def _message(error: Exception) -> str:
+    """The message alone; a data loader's worker wraps it in its own traceback."""
+    text = str(error).strip()
+    if not text.startswith("Caught ") or "Original Traceback" not in text:
+        return text
+    return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1]
+
+
+def _run(name: str, options: list[str]) -> int:
+    command = _COMMANDS[name]
     try:
-        return importlib.import_module(module)
+        module = importlib.import_module(command.module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] in ("vss_models", "vss_kernels"):
+        package = (error.name or "").split(".")[0]
+        if package in ("", "vss_models", "vss_kernels"):
             raise
-        raise SystemExit(
-            f"vss: this command needs {error.name}: pip install 'vss-kernels[{extra}]'"
+        remedy = f"vss-kernels[{command.extra}]" if command.extra else "vss-kernels"
+        raise ModuleNotFoundError(
+            f"this command needs the package {package}: pip install '{remedy}', or in a checkout "
+            f"pip install --no-build-isolation '{remedy.replace('vss-kernels', '.')}'",
+            name=error.name,
         ) from error
+    return module.main([name, *options] if command.takes_name else options)
 
 
-def _train(command: str, options: list[str]) -> int:
-    _import("vss_models.training.cli", "train").run_cli([command, *options])
+def _print_version() -> int:
+    import torch
+
+    from vss_kernels import __version__
+
+    print(f"vss {__version__} (PyTorch {torch.__version__})")
     return 0
 
 
-def _segment(command: str, options: list[str]) -> int:
-    return _import("vss_models.commands.segment", "models").main(options)
-
-
-def _export(command: str, options: list[str]) -> int:
-    return _import("vss_models.commands.export", "models").main(options)
-
-
-def _synthesize(command: str, options: list[str]) -> int:
-    return _import("vss_models.commands.synthesize", "models").main(options)
-
-
-def _demo(command: str, options: list[str]) -> int:
-    return _import("vss_models.commands.demo", "train,dev").main(options)
-
-
-def _configs(command: str, options: list[str]) -> int:
-    for name in _import("vss_models.training.configs", "train").config_names():
-        print(name)
-    return 0
-
-
-def _info(command: str, options: list[str]) -> int:
-    importlib.import_module("vss_kernels.info").main()
-    return 0
-
-
-_COMMANDS: dict[str, Callable[[str, list[str]], int]] = {
-    "fit": _train,
-    "validate": _train,
-    "test": _train,
-    "segment": _segment,
-    "export": _export,
-    "synthesize": _synthesize,
-    "demo": _demo,
-    "configs": _configs,
-    "info": _info,
-}
+def _report(name: str, message: str) -> None:
+    print(f"vss {name}: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

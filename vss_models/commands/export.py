@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vss_models.checkpoints import CheckpointError
 from vss_models.commands.model_options import add_model_options, chosen_model
-from vss_models.inference.export import ExportError, export_model
+from vss_models.inference.export import export_model
 
 DESCRIPTION = """\
 Write a trained model as a program of plain PyTorch operators (torch.export, FILE.pt2) or as an ONNX
@@ -28,25 +26,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line options; those of the process if None.
 
     Returns:
-        The exit status: 0 for success, 1 if a file is missing, broken or in the way, a package is
-        missing, or the exported model is not the same.
+        The exit status, 0.
 
     Raises:
         SystemExit: With status 2 if the options are not valid.
+        CheckpointError: If the checkpoint is not what it should be.
+        ExportError: If a package is missing, or the exported model is not the same.
+        OSError: If a file is missing or in the way.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.out.exists() and not options.overwrite:
+        raise FileExistsError(f"{options.out} exists: add --overwrite or choose another --out")
     try:
-        if options.out.exists() and not options.overwrite:
-            raise FileExistsError(f"{options.out} exists: add --overwrite or choose another --out")
         width, height = options.size
         model = chosen_model(parser, options)
         written = export_model(model, options.out, (height, width), options.streaming)
     except ValueError as error:
         parser.error(str(error))
-    except (CheckpointError, ExportError, OSError) as error:
-        print(f"vss export: {error}", file=sys.stderr)
-        return 1
     for kind, shapes in (("input", written.inputs), ("output", written.outputs)):
         for name, shape in shapes.items():
             print(f"{kind:6} {name:20} {' x '.join(map(str, shape))}")

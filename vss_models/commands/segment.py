@@ -19,7 +19,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from vss_models.checkpoints import CheckpointError
 from vss_models.commands.model_options import add_model_options, chosen_model
 from vss_models.data import (
     ClassTable,
@@ -62,21 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line options; those of the process if None.
 
     Returns:
-        The exit status: 0 for success, 1 if a file is missing, broken or in the way. After a
+        The exit status: 0 for success, 1 if a video could not be labelled to its end. After a
         damaged video the others are still labelled.
 
     Raises:
         SystemExit: With status 2 if the options are not valid.
+        CheckpointError: If the checkpoint is not what it should be.
+        OSError: If a file is missing or in the way.
+        KeyboardInterrupt: After Ctrl-C, when the frames so far are written.
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
-    try:
-        return _run(parser, options)
-    except (CheckpointError, OSError) as error:
-        _report(error)
-    except KeyboardInterrupt:
-        _report("interrupted; the frames so far are kept")
-    return 1
+    return _run(parser, parser.parse_args(arguments))
 
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -113,6 +108,8 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             except ValueError as error:
                 _report(f"{path or options.camera}: {error}")
                 failures += 1
+            except KeyboardInterrupt as interrupt:
+                raise KeyboardInterrupt("the frames so far are kept") from interrupt
     return 1 if failures else 0
 
 
