@@ -31,14 +31,14 @@ def bench_aggregation(variant, case, dtype, mode, implementation, measure):
     maps = make_maps(*CASES[case], dtype, DEVICE)
     if implementation.startswith("native"):
         # Some biases have no gradient but rounding noise: the check takes all in one vector.
-        chains = PUBLISHED["b0" if variant == "b2" else variant]
+        chains = PUBLISHED[variant]
         assert_as_accurate_as_eager(
             aggregate_with(chains),
             (*maps, make_parameters(chains, dtype, DEVICE)),
             "aggregate_affinity",
             "native",
         )
-    weights = AffinityAggregation(variant).to(DEVICE, dtype).weights()
+    weights = AffinityAggregation(PUBLISHED[variant]).to(DEVICE, dtype).weights()
 
     def run(coarse, middle, fine, *parameters):
         rest = iter(parameters)

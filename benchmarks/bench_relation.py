@@ -12,6 +12,7 @@ import vss_kernels
 from benchmarks.harness import DEVICE, MODES
 from benchmarks.precisions import PRECISIONS, named, products_in
 from benchmarks.relation_sizes import CASES, Case, kept, make_tokens
+from tests.support.aggregation_cases import PUBLISHED
 from vss_kernels import aggregate_affinity, masked_affinity, select_tokens
 from vss_kernels.aggregate_affinity import AggregationWeights, ConvNormLayer
 from vss_kernels.nn import AffinityAggregation
@@ -45,7 +46,7 @@ def bench_relation_chain(case, precision, mode, implementation, measure):
 def make_chain(size: Case, dtype: torch.dtype) -> tuple[Callable[..., Tensor], list[Tensor]]:
     """The chain as a function of tensors, and the tensors: tokens at three scales, then weights."""
     tokens = [tensor for scale in range(3) for tensor in make_tokens(size, scale, dtype)]
-    weights = AffinityAggregation("b1").to(DEVICE, dtype).weights()
+    weights = AffinityAggregation(PUBLISHED["b1"]).to(DEVICE, dtype).weights()
 
     def chain(*tensors: Tensor) -> Tensor:
         target, reference = tensors[0:6:2], tensors[1:6:2]

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounter
 
 import vss_kernels
 from tests.support import golden_io
+from tests.support.aggregation_cases import PUBLISHED
 from tests.support.definitions import resize, stored_in_order
 from vss_kernels import AggregationWeights, ConvNormLayer, aggregate_affinity
 from vss_kernels.nn import AffinityAggregation
@@ -23,7 +24,7 @@ def _eager():
 
 def make_weights(variant="b1", dtype=torch.float32):
     """Weights as far from their initial values as trained ones."""
-    module = AffinityAggregation(variant)
+    module = AffinityAggregation(PUBLISHED[variant])
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter)
     return module.to(dtype).weights()
@@ -72,7 +73,7 @@ def aggregate_by_hand(coarse, middle, fine, weights):
 def test_golden(variant, layers):
     golden = golden_io.load(f"op_aggregation_{variant}")
     names = golden_io.aggregation_names(layers)
-    module = AffinityAggregation(variant)
+    module = AffinityAggregation(PUBLISHED[variant])
     module.load_state_dict(golden_io.rename(golden.group("state"), names))
     inputs = {
         name: tensor.squeeze(1).requires_grad_() for name, tensor in golden.group("input").items()
@@ -152,7 +153,7 @@ def test_half_precision_keeps_the_statistics(dtype):
 
 
 def test_autocast_casts_maps_and_weights():
-    module = AffinityAggregation("b1")
+    module = AffinityAggregation(PUBLISHED["b1"])
     maps = make_maps(2, 2, 3)
     with torch.autocast("cpu", torch.bfloat16):
         refined = module(*maps)
@@ -162,7 +163,7 @@ def test_autocast_casts_maps_and_weights():
 
 
 def test_compiles_once_for_several_sizes():
-    module = AffinityAggregation("b1")
+    module = AffinityAggregation(PUBLISHED["b1"])
     counter = CompileCounter()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
     for size in ((5, 3, 4), (6, 2, 7)):

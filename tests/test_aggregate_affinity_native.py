@@ -40,7 +40,7 @@ SIZES = [(3, 4, 5), (2, 1, 9), (1, 3, 17), (2, 5, 2), (0, 2, 3)]
 def test_golden(variant, layers):
     golden = golden_io.load(f"op_aggregation_{variant}")
     names = golden_io.aggregation_names(layers)
-    module = AffinityAggregation(variant)
+    module = AffinityAggregation(PUBLISHED[variant])
     module.load_state_dict(golden_io.rename(golden.group("state"), names))
     inputs = {
         name: tensor.squeeze(1).requires_grad_() for name, tensor in golden.group("input").items()
@@ -72,7 +72,7 @@ def test_as_accurate_as_eager(chains, size, dtype, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("chains", PUBLISHED)
+@pytest.mark.parametrize("chains", ["b0", "b1"])
 def test_a_single_coarse_position(chains, device):
     # Its norm maps everything to zero, so only rounding noise can come back through it.
     coarse, middle, fine = make_maps(2, 1, 1, device=device)
@@ -91,7 +91,7 @@ def test_a_single_coarse_position(chains, device):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("chains", PUBLISHED)
+@pytest.mark.parametrize("chains", ["b0", "b1"])
 def test_maps_that_do_not_fit_shared_memory(chains):
     inputs = (*make_maps(3, 68, 60, device="cuda"), make_parameters(CHAINS[chains], device="cuda"))
     assert_as_accurate_as_eager(
@@ -210,7 +210,7 @@ def test_threads_do_not_change_the_result():
 
 def test_biases_without_effect_get_next_to_no_gradient():
     # A norm over one channel takes the convolution's bias out again.
-    module = AffinityAggregation("b2")
+    module = AffinityAggregation(PUBLISHED["b0"])
     maps = make_maps(6, 5, 6)
     with vss_kernels.backend("native", "aggregate_affinity"):
         module(*maps).square().sum().backward()

@@ -47,7 +47,7 @@ def test_registration(needs, device):
 
 
 def test_compiles_without_graph_breaks_at_several_sizes():
-    module = AffinityAggregation("b1")
+    module = AffinityAggregation(PUBLISHED["b1"])
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
     with vss_kernels.backend("native", "aggregate_affinity"):
         for size in ((2, 3, 4), (5, 2, 6)):
@@ -60,7 +60,7 @@ def test_compiles_without_graph_breaks_at_several_sizes():
 
 
 def test_autocast_keeps_gradients_in_float32():
-    module = AffinityAggregation("b1")
+    module = AffinityAggregation(PUBLISHED["b1"])
     with (
         vss_kernels.backend("native", "aggregate_affinity"),
         torch.autocast("cpu", torch.bfloat16),
@@ -127,7 +127,7 @@ def test_the_operator_itself_checks(change, error, message):
 
 @pytest.mark.gpu
 def test_runs_inside_a_cuda_graph():
-    module = AffinityAggregation("b1").cuda()
+    module = AffinityAggregation(PUBLISHED["b1"]).cuda()
     maps = [scale.requires_grad_() for scale in make_maps(4, 3, 4, device="cuda")]
 
     def run():

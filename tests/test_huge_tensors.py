@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.aggregation_cases import PUBLISHED
 from tests.support.huge_tensors import MANY, on_a_large_gpu, random
 from vss_kernels import (
     aggregate_affinity,
@@ -45,7 +46,7 @@ def assert_last_as_if_alone(function, inputs: list[Tensor]) -> None:
 
 
 def test_aggregate_affinity():
-    weights = AffinityAggregation("b1").to("cuda", torch.bfloat16).weights()
+    weights = AffinityAggregation(PUBLISHED["b1"]).to("cuda", torch.bfloat16).weights()
     maps = MANY // (60 * 60) + 8
     inputs = [random(maps, side, side) for side in (15, 30, 60)]
     assert_last_as_if_alone(lambda *scales: aggregate_affinity(*scales, weights), inputs)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.aggregation_cases import KEEP, PUBLISHED
 from vss_models import MODEL_NAMES, ClipLogits, ClipLoss, VideoSegmentor, create_model
 
 SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 1, 1, 1), "embed_dim": 16}
@@ -26,6 +27,13 @@ def test_every_name_builds(name: str) -> None:
     assert model.num_classes == 124
     assert model.num_references == (0 if name.startswith("segformer") else 3)
     assert model.config.name == name
+    family, size = name.split("_")
+    if family == "mrcfa":
+        layers = model.head.relation.aggregation.weights()
+        sizes = [[(w.shape[-1], w.shape[1], w.shape[0]) for w, *_ in chain] for chain in layers]
+        variant = size if size in PUBLISHED else "b2"
+        assert sizes == list(PUBLISHED[variant])
+        assert model.head.relation.keep == KEEP[variant]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +46,7 @@ def test_every_name_builds(name: str) -> None:
         ),
         (lambda: create_model("mrcfa_b0", 0), ValueError, "num_classes must be a positive"),
         (lambda: small("mrcfa_b0", focal_heads=2), TypeError, "no settings focal_heads; its sett"),
-        (lambda: small("mrcfa_b0", variant="b7"), ValueError, "variant must be one of"),
+        (lambda: small("mrcfa_b0", keep=1.5), ValueError, r"keep must be in \(0, 1\], got 1.5"),
         (lambda: small("mrcfa_b0", num_references=0), ValueError, "num_references must be at leas"),
         (lambda: small("cffm_b0", fusion="sum"), ValueError, "fusion must be one of"),
         (lambda: small("cffm_b0", focal_heads=3), ValueError, "focal_heads must divide embed_dim"),

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from tests.support import golden_io
+from tests.support.aggregation_cases import KEEP, PUBLISHED
 from vss_kernels import FocalGeometry, PooledLevel
 from vss_kernels.nn import (
     AffinityAggregation,
+    AggregationLayers,
     FocalAttention,
     FocalBlock,
     RelationAffinity,
-    kept_share,
 )
 
 SCALES = (2, 3, 4)
@@ -22,7 +23,7 @@ SCALES = (2, 3, 4)
 def test_relation_affinity_golden(variant, layers):
     golden = golden_io.load(f"op_affinity_{variant}")
     names = golden_io.relation_names(layers)
-    module = RelationAffinity((16, 40, 64), variant)
+    module = RelationAffinity((16, 40, 64), PUBLISHED[variant], KEEP[variant])
     assert (module.top, module.keep) == (
         int(golden.metadata["topk"]),
         float(golden.metadata["num_select_ratio"]),
@@ -93,30 +94,23 @@ def test_focal_block_golden(size):
     )
 
 
-@pytest.mark.parametrize("variant", ["b0", "b1", "b2", "b3", "b4", "b5"])
-def test_variants(variant):
-    module = AffinityAggregation(variant)
-    chains = (
-        module.coarse,
-        module.middle,
-        module.fine,
-        module.coarse_to_middle,
-        module.middle_to_fine,
-    )
-    assert {len(chain) for chain in chains} == {2 if variant == "b1" else 1}
-    assert kept_share(variant) == (0.8 if variant == "b0" else 0.5)
+def test_aggregation_takes_its_layers():
+    layers = AggregationLayers([(1, 1, 3)], [(3, 1, 3)], [(5, 1, 2)], [(3, 3, 2)], [(3, 2, 1)])
+    module = AffinityAggregation(layers)
+    shapes = [tuple(layer.weight.shape) for chain in module.weights() for layer in chain]
+    assert shapes == [(3, 1, 1, 1), (3, 1, 3, 3), (2, 1, 5, 5), (2, 3, 3, 3), (1, 2, 3, 3)]
     assert module(torch.randn(2, 2, 3), torch.randn(2, 4, 6), torch.randn(2, 8, 12)).min() >= 0
 
 
 def test_at_least_one_token_is_kept():
-    module = RelationAffinity((4, 4, 4), "b1", keep=0.1)
+    module = RelationAffinity((4, 4, 4), PUBLISHED["b1"], keep=0.1)
     assert module.num_selected(3) == 1
-    assert RelationAffinity((4, 4, 4), "b0").num_selected(35) == 28
-    assert RelationAffinity((4, 4, 4), "b2").num_selected(35) == 17
+    assert RelationAffinity((4, 4, 4), PUBLISHED["b0"], KEEP["b0"]).num_selected(35) == 28
+    assert RelationAffinity((4, 4, 4), PUBLISHED["b0"], 0.5).num_selected(35) == 17
 
 
 def test_relate_takes_projected_tokens():
-    module = RelationAffinity((3, 4, 5), "b2")
+    module = RelationAffinity((3, 4, 5), PUBLISHED["b0"], 0.5)
     sizes = [(8, 12), (4, 6), (2, 3)]
     target = [torch.randn(2, dim, *size) for dim, size in zip((3, 4, 5), sizes, strict=True)]
     references = [torch.randn(2, 3, dim, 2, 3) for dim in (3, 4, 5)]
@@ -158,7 +152,7 @@ def test_focal_block_trains_under_autocast():
 
 
 def test_modules_compile_without_graph_breaks():
-    relation = RelationAffinity((3, 4, 5), "b0")
+    relation = RelationAffinity((3, 4, 5), PUBLISHED["b0"], KEEP["b0"])
     target = [torch.randn(1, 3, 8, 12), torch.randn(1, 4, 4, 6), torch.randn(1, 5, 2, 3)]
     references = [torch.randn(1, 2, dim, 2, 3) for dim in (3, 4, 5)]
     compiled = torch.compile(relation, fullgraph=True, backend="eager")
@@ -172,10 +166,27 @@ def test_modules_compile_without_graph_breaks():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: AffinityAggregation("b7"), "variant must be one of b0, .* got 'b7'"),
-        (lambda: kept_share("big"), "variant must be one of"),
-        (lambda: RelationAffinity((4, 4), "b1"), r"dims must be three sizes.*got \(4, 4\)"),
-        (lambda: RelationAffinity((4, 4, 4), keep=0.0), r"keep must be in \(0, 1\], got 0.0"),
+        (lambda: AffinityAggregation(PUBLISHED["b1"][:4]), "must hold 5 chains .* got 4"),
+        (
+            lambda: AffinityAggregation(PUBLISHED["b1"]._replace(fine=[])),
+            r"layers.fine must hold at least one layer .* got \[\]",
+        ),
+        (
+            lambda: AffinityAggregation(PUBLISHED["b1"]._replace(middle=[(3, 1)])),
+            r"layers.middle must hold .* got \[\(3, 1\)\]",
+        ),
+        (
+            lambda: AffinityAggregation(PUBLISHED["b1"]._replace(coarse=[(3, 0, 1)])),
+            r"layers.coarse must hold .*positive, got \[\(3, 0, 1\)\]",
+        ),
+        (
+            lambda: RelationAffinity((4, 4), PUBLISHED["b1"], KEEP["b1"]),
+            r"dims must be three sizes.*got \(4, 4\)",
+        ),
+        (
+            lambda: RelationAffinity((4, 4, 4), PUBLISHED["b1"], 0.0),
+            r"keep must be in \(0, 1\], got 0.0",
+        ),
         (lambda: FocalAttention(30, 8), "num_heads must divide dim 30, got num_heads 8"),
         (lambda: FocalBlock(16, 2, reference_levels=(1, 2)), "equally many"),
         (lambda: FocalBlock(16, 2, reference_levels=(1, 2, 8)), "between 1 and the window 7"),

@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import vss_kernels
+from tests.support.aggregation_cases import KEEP, PUBLISHED
 from vss_kernels._runtime import triton_support
 from vss_kernels.nn import RelationAffinity
 from vss_models.heads.mrcfa import MRCFAHead
@@ -28,7 +29,7 @@ def make_maps(height: int, width: int) -> tuple[list[Tensor], list[Tensor]]:
 @pytest.mark.parametrize("variant", ["b2", pytest.param("b1", marks=pytest.mark.slow)])
 def test_all_sizes_share_one_compilation(variant):
     torch.compiler.reset()  # sizes that other tests compiled would count as seen before
-    module = RelationAffinity(DIMS, variant)
+    module = RelationAffinity(DIMS, PUBLISHED[variant], KEEP[variant])
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module, fullgraph=True, backend=counter)
     for size in ((3, 3), (3, 5), (4, 2)):  # as 480x480 and 480x864: square, wide; and tall
@@ -51,7 +52,7 @@ def test_no_value_is_read_from_features_to_logits(backend, monkeypatch):
     channels = (8, 16, 40, 64)
     operators = ("select_tokens", "masked_affinity", "attend_selected")
     with FakeTensorMode(), torch.device("cuda"), vss_kernels.backend(backend, *operators):
-        head = MRCFAHead(channels, 7, variant="b1", embed_dim=32)
+        head = MRCFAHead(channels, 7, PUBLISHED["b1"], KEEP["b1"], embed_dim=32)
         features = [
             torch.randn(8, dim, 96 // stride, 128 // stride)
             for dim, stride in zip(channels, (4, 8, 16, 32), strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vss_kernels.nn import AggregationLayers
 from vss_models.backbones import MixTransformer, TimmBackbone
 from vss_models.heads import CFFMHead, MRCFAHead, SegFormerHead
 from vss_models.model import ModelConfig, VideoSegmentor
@@ -29,10 +30,32 @@ MIT_SETTINGS: dict[str, dict[str, Any]] = {
 """Encoder settings of each size; every one can be overridden."""
 
 _HEAD_COMMON = {"embed_dim": 256, "dropout": 0.1, "fusion": "projected"}
+_ONE_LAYER = AggregationLayers(
+    coarse=((3, 1, 1),),
+    middle=((5, 1, 1),),
+    fine=((5, 1, 1),),
+    coarse_to_middle=((3, 1, 1),),
+    middle_to_fine=((3, 1, 1),),
+)
+_TWO_LAYERS = AggregationLayers(
+    coarse=((3, 1, 1), (3, 1, 2)),
+    middle=((3, 1, 1), (3, 1, 2)),
+    fine=((5, 1, 1), (3, 1, 2)),
+    coarse_to_middle=((3, 2, 2), (3, 2, 2)),
+    middle_to_fine=((3, 2, 2), (3, 2, 1)),
+)
+_MRCFA_SETTINGS: dict[str, dict[str, Any]] = {
+    size: {
+        "aggregation_layers": _TWO_LAYERS if size == "b1" else _ONE_LAYER,
+        "keep": 0.8 if size == "b0" else 0.5,
+        "num_references": 3,
+    }
+    for size in SIZES
+}
 _CFFM_COMMON = {"reference_levels": (1, 2, 3), "reference_kernels": (7, 5, 3), "focal_heads": 8}
 _CFFM_BLOCKS = {"b0": 1, "b1": 2, "b2": 2, "b3": 2, "b4": 2, "b5": 4}
 HEAD_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "mrcfa": {size: {**_HEAD_COMMON, "variant": size, "num_references": 3} for size in SIZES},
+    "mrcfa": {size: {**_HEAD_COMMON, **_MRCFA_SETTINGS[size]} for size in SIZES},
     "cffm": {
         size: {**_HEAD_COMMON, **_CFFM_COMMON, "focal_blocks": _CFFM_BLOCKS[size]} for size in SIZES
     },
@@ -57,7 +80,8 @@ def create_model(name: str, num_classes: int, **overrides: Any) -> VideoSegmento
         num_classes: Number of classes K.
         **overrides: Settings that shall differ from the name's own. Encoder: `dims`, `depths`,
             `num_heads`, `reductions`, `mlp_ratio`, `drop_path`. Every head: `embed_dim`, `dropout`,
-            `fusion`. MRCFA: `variant`, `num_references`. CFFM: `reference_levels`,
+            `fusion`. MRCFA: `aggregation_layers`, `keep` (the fraction of
+            reference tokens kept), `num_references`. CFFM: `reference_levels`,
             `reference_kernels` (one entry per reference, oldest first), `focal_blocks`,
             `focal_heads`. Another encoder: `backbone` names a timm model with four feature levels,
             which is built with the dict `backbone_options`.

@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import vss_kernels
 from tests.support import golden_io
+from tests.support.aggregation_cases import KEEP, PUBLISHED
 from tests.support.triton_machine import DEVICE
 from vss_kernels import attend_selected
 from vss_kernels.nn import RelationAffinity
@@ -20,7 +21,7 @@ OPERATORS = ("select_tokens", "masked_affinity", "attend_selected")
 def test_golden_affinity(variant, layers):
     golden = golden_io.load(f"op_affinity_{variant}")
     names = golden_io.relation_names(layers)
-    module = RelationAffinity((16, 40, 64), variant)
+    module = RelationAffinity((16, 40, 64), PUBLISHED[variant], KEEP[variant])
     module.load_state_dict(golden_io.rename(golden.group("state"), names))
     module.to(DEVICE)
     inputs = {

@@ -7,20 +7,24 @@ import math
 import torch
 
 from vss_kernels import AggregationWeights, ConvNormLayer, aggregate_affinity
+from vss_kernels.nn import AggregationLayers
+
+_ONE_LAYER = AggregationLayers([(3, 1, 1)], [(5, 1, 1)], [(5, 1, 1)], [(3, 1, 1)], [(3, 1, 1)])
+_TWO_LAYERS = AggregationLayers(
+    [(3, 1, 1), (3, 1, 2)],
+    [(3, 1, 1), (3, 1, 2)],
+    [(5, 1, 1), (3, 1, 2)],
+    [(3, 2, 2), (3, 2, 2)],
+    [(3, 2, 2), (3, 2, 1)],
+)
+# As the paper has them; b3 to b5 are as b2.
+PUBLISHED = {"b0": _ONE_LAYER, "b1": _TWO_LAYERS, "b2": _ONE_LAYER}
+KEEP = {"b0": 0.8, "b1": 0.5, "b2": 0.5}
 
 # Five chains (coarse, middle, fine and the two mixers) of (kernel, channels in, channels out).
-PUBLISHED = {
-    "b0": ([(3, 1, 1)], [(5, 1, 1)], [(5, 1, 1)], [(3, 1, 1)], [(3, 1, 1)]),
-    "b1": (
-        [(3, 1, 1), (3, 1, 2)],
-        [(3, 1, 1), (3, 1, 2)],
-        [(5, 1, 1), (3, 1, 2)],
-        [(3, 2, 2), (3, 2, 2)],
-        [(3, 2, 2), (3, 2, 1)],
-    ),
-}
 CHAINS = {
-    **PUBLISHED,
+    "b0": _ONE_LAYER,
+    "b1": _TWO_LAYERS,
     "all kernels and channels": (
         [(1, 1, 3)],
         [(7, 1, 4), (1, 4, 3)],

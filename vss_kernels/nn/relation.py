@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -15,40 +16,26 @@ from vss_kernels.aggregate_affinity import (
 from vss_kernels.masked_affinity import masked_affinity
 from vss_kernels.select_tokens import select_tokens
 
-VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
-
-Chain = tuple[tuple[int, int, int], ...]
+Chain = Sequence[tuple[int, int, int]]
 """Layers of a chain as (kernel, incoming channels, outgoing channels)."""
 
-_ONE_LAYER: dict[str, Chain] = {
-    "coarse": ((3, 1, 1),),
-    "middle": ((5, 1, 1),),
-    "fine": ((5, 1, 1),),
-    "coarse_to_middle": ((3, 1, 1),),
-    "middle_to_fine": ((3, 1, 1),),
-}
-_TWO_LAYERS: dict[str, Chain] = {
-    "coarse": ((3, 1, 1), (3, 1, 2)),
-    "middle": ((3, 1, 1), (3, 1, 2)),
-    "fine": ((5, 1, 1), (3, 1, 2)),
-    "coarse_to_middle": ((3, 2, 2), (3, 2, 2)),
-    "middle_to_fine": ((3, 2, 2), (3, 2, 1)),
-}
 
+class AggregationLayers(NamedTuple):
+    """The sizes of the five chains of :class:`AffinityAggregation`.
 
-def _check_variant(owner: str, variant: str) -> None:
-    if variant not in VARIANTS:
-        raise ValueError(f"{owner}: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-
-
-def kept_share(variant: str) -> float:
-    """Returns the share of each reference frame's tokens that a published variant keeps.
-
-    Raises:
-        ValueError: The variant is unknown.
+    Attributes:
+        coarse: Refinement of the 1/32 maps; its first layer takes one channel.
+        middle: Refinement of the 1/16 maps; its first layer takes one channel.
+        fine: Refinement of the 1/8 maps; its first layer takes one channel.
+        coarse_to_middle: Mixer after the coarse and middle maps were added.
+        middle_to_fine: Mixer after the fine maps were added; its last layer gives one channel.
     """
-    _check_variant("kept_share", variant)
-    return 0.8 if variant == "b0" else 0.5
+
+    coarse: Chain
+    middle: Chain
+    fine: Chain
+    coarse_to_middle: Chain
+    middle_to_fine: Chain
 
 
 class ConvNorm(nn.Module):
@@ -74,25 +61,23 @@ class ConvNorm(nn.Module):
 
 
 class AffinityAggregation(nn.Module):
-    """The layers of :func:`vss_kernels.aggregate_affinity` in a published size.
+    """The layers of :func:`vss_kernels.aggregate_affinity` as a module.
 
     Args:
-        variant: ``"b0"`` to ``"b5"``; ``"b1"`` has two layers in each chain, the others one.
+        layers: Sizes of the layers of the five chains.
 
     Raises:
-        ValueError: The variant is unknown.
+        ValueError: There are not five chains, or a chain is empty or holds no sizes of layers.
     """
 
-    def __init__(self, variant: str = "b1") -> None:
+    def __init__(self, layers: AggregationLayers) -> None:
         super().__init__()
-        _check_variant("AffinityAggregation", variant)
-        chains = _TWO_LAYERS if variant == "b1" else _ONE_LAYER
-        self.variant = variant
-        self.coarse = _build(chains["coarse"])
-        self.middle = _build(chains["middle"])
-        self.fine = _build(chains["fine"])
-        self.coarse_to_middle = _build(chains["coarse_to_middle"])
-        self.middle_to_fine = _build(chains["middle_to_fine"])
+        chains = _check_layers(layers)
+        self.coarse = _build(chains.coarse)
+        self.middle = _build(chains.middle)
+        self.fine = _build(chains.fine)
+        self.coarse_to_middle = _build(chains.coarse_to_middle)
+        self.middle_to_fine = _build(chains.middle_to_fine)
 
     def weights(self) -> AggregationWeights:
         """Returns the parameters as the operator takes them."""
@@ -107,6 +92,24 @@ class AffinityAggregation(nn.Module):
     def forward(self, coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
         """Maps (M,h,w), (M,2h,2w) and (M,4h,4w) to the aggregated ones (M,4h,4w)."""
         return aggregate_affinity(coarse, middle, fine, self.weights())
+
+
+def _check_layers(layers: Sequence[Chain]) -> AggregationLayers:
+    """Checks the sizes of layers, which may come as lists from a file."""
+    if len(layers) != len(AggregationLayers._fields):
+        raise ValueError(
+            f"AffinityAggregation: layers must hold {len(AggregationLayers._fields)} chains "
+            f"({', '.join(AggregationLayers._fields)}), got {len(layers)}"
+        )
+    chains = AggregationLayers(*layers)
+    for name, chain in chains._asdict().items():
+        sizes = [size for layer in chain for size in layer]
+        if not chain or any(len(layer) != 3 for layer in chain) or min(sizes) < 1:
+            raise ValueError(
+                f"AffinityAggregation: layers.{name} must hold at least one layer of (kernel, "
+                f"incoming channels, outgoing channels), all positive, got {chain!r}"
+            )
+    return chains
 
 
 def _build(chain: Chain) -> nn.ModuleList:
@@ -124,32 +127,27 @@ class RelationAffinity(nn.Module):
 
     Args:
         dims: Channels of the features at 1/8, 1/16 and 1/32.
-        variant: ``"b0"`` to ``"b5"``: layers of the aggregation and, unless ``keep`` is given, the
-            share of tokens kept.
-        keep: Share of each reference frame's tokens to keep, in (0, 1]; ``int(keep * N)`` of N
+        layers: Sizes of the layers that refine and aggregate the affinity.
+        keep: Fraction of each reference frame's tokens to keep, in (0, 1]; ``int(keep * N)`` of N
             tokens are kept, at least one.
         top: Number of target positions that vote for a token; all of them if there are fewer.
 
     Raises:
-        ValueError: The variant is unknown, ``dims`` are not three or ``keep`` is out of range.
+        ValueError: ``dims`` are not three, ``layers`` do not fit or ``keep`` is out of range.
     """
 
     def __init__(
-        self,
-        dims: Sequence[int],
-        variant: str = "b1",
-        keep: float | None = None,
-        top: int = 5,
+        self, dims: Sequence[int], layers: AggregationLayers, keep: float, top: int = 5
     ) -> None:
         super().__init__()
         if len(dims) != 3:
             raise ValueError(
                 f"RelationAffinity: dims must be three sizes (1/8, 1/16, 1/32), got {tuple(dims)}"
             )
-        self.aggregation = AffinityAggregation(variant)
-        self.keep = kept_share(variant) if keep is None else keep
-        if not 0 < self.keep <= 1:
+        if not 0 < keep <= 1:
             raise ValueError(f"RelationAffinity: keep must be in (0, 1], got {keep}")
+        self.aggregation = AffinityAggregation(layers)
+        self.keep = keep
         self.top = top
         self.target_projections = nn.ModuleList([nn.Linear(dim, dim) for dim in dims])
         self.reference_projections = nn.ModuleList([nn.Linear(dim, dim) for dim in dims])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vss_kernels import attend_selected
-from vss_kernels.nn import RelationAffinity
+from vss_kernels.nn import AggregationLayers, RelationAffinity
 from vss_models.heads.segformer import (
     ClipLogits,
     FrameState,
@@ -51,7 +51,8 @@ class MRCFAHead(SegFormerHead):
     Args:
         channels: Channels of the four feature levels; the last three enter the affinities.
         num_classes: K.
-        variant: "b0" .. "b5": fraction of tokens kept and layers of the affinity refinement.
+        aggregation_layers: Layers that refine and aggregate the affinities.
+        keep: Fraction of each reference frame's tokens that are kept.
         num_references: R. Released weights have 3: each reference has its own decoder.
         embed_dim: Channels E of the fused map.
         dropout: Probability of dropping a whole channel before a classifier, in training.
@@ -67,7 +68,8 @@ class MRCFAHead(SegFormerHead):
         self,
         channels: Sequence[int],
         num_classes: int,
-        variant: str = "b1",
+        aggregation_layers: AggregationLayers,
+        keep: float,
         num_references: int = 3,
         embed_dim: int = 256,
         dropout: float = 0.1,
@@ -82,7 +84,7 @@ class MRCFAHead(SegFormerHead):
             [nn.Conv2d(at_8, at_8, 4, stride=4), nn.Conv2d(at_16, at_16, 2, stride=2)]
         )
         self.value = nn.Conv2d(embed_dim, embed_dim, 4, stride=4)
-        self.relation = RelationAffinity((at_8, at_16, at_32), variant)
+        self.relation = RelationAffinity((at_8, at_16, at_32), aggregation_layers, keep)
         self.decoders = nn.ModuleList(
             nn.Conv2d(embed_dim, num_classes, 1) for _ in range(num_references + 1)
         )
