@@ -21,7 +21,9 @@ def bench_upsample_cross_entropy(mode, implementation, measure):
     labels = torch.randint(CLASSES, (MAPS, 480, 480), dtype=torch.uint8, device=DEVICE)
     labels[:, :40] = 255
     measure(
-        lambda tensor: upsample_cross_entropy(tensor, labels.to(tensor.device)),
+        lambda tensor: upsample_cross_entropy(
+            tensor, labels.to(tensor.device), ignore_index=255, reduction="mean_all"
+        ),
         (logits,),
         operator="upsample_cross_entropy",
         case=f"{MAPS} maps {CLASSES}x120x120 to 480x480",

@@ -46,15 +46,18 @@ def make_levels(batch, channels, sizes, dtype=torch.float32, device="cpu"):
     first=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     count=st.integers(0, 3),
     dtype=st.sampled_from([torch.float64, *DTYPES]),
+    align_corners=st.booleans(),
 )
-def test_eager_is_the_definition(data, batch, channels, first, count, dtype):
+def test_eager_is_the_definition(data, batch, channels, first, count, dtype, align_corners):
     smaller = st.tuples(st.integers(1, first[0]), st.integers(1, first[1]))
     sizes = [first, *data.draw(st.lists(smaller, min_size=count, max_size=count))]
     levels = make_levels(batch, channels, sizes, dtype)
-    expected = sum(resize(level.double(), first) for level in levels)
+    expected = sum(resize(level.double(), first, align_corners) for level in levels)
     order = data.draw(st.permutations(range(4)))
     with vss_kernels.backend("eager"):
-        fused = fuse_pyramid([stored_in_order(level, order) for level in levels])
+        fused = fuse_pyramid(
+            [stored_in_order(level, order) for level in levels], align_corners=align_corners
+        )
     assert fused.dtype == dtype
     assert fused.is_contiguous()
     allowed = 1e-13 if dtype == torch.float64 else SLACK[dtype]
@@ -246,6 +249,16 @@ def test_a_second_derivative_is_refused():
 def test_bad_input_is_named(levels, error_type, message):
     with pytest.raises(error_type, match=message):
         fuse_pyramid(levels)
+
+
+@needs_native
+def test_native_says_that_it_cannot_align_corners():
+    levels = make_levels(1, 2, [(4, 4), (2, 2)])
+    with (
+        vss_kernels.backend("native"),
+        pytest.raises(vss_kernels.BackendError, match=r"native.*align_corners=False only"),
+    ):
+        fuse_pyramid(levels, align_corners=True)
 
 
 @needs_native

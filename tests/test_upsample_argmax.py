@@ -27,14 +27,17 @@ def _eager():
     through=st.none() | st.tuples(st.integers(1, 9), st.integers(1, 9)),
     dtype=st.sampled_from(DTYPES),
     order=st.permutations(range(4)),
+    align_corners=st.booleans(),
 )
-def test_is_the_definition(sizes, through, dtype, order):
+def test_is_the_definition(sizes, through, dtype, order, align_corners):
     batch, classes, height, width, rows, columns = sizes
     logits = torch.randn(batch, classes, height, width).to(dtype)
-    exact = logits.double() if through is None else resize(logits.double(), through)
-    exact = resize(exact, (rows, columns))
+    exact = logits.double()
+    for step in ((rows, columns),) if through is None else (through, (rows, columns)):
+        exact = resize(exact, step, align_corners)
+    arguments = (stored_in_order(logits, order), (rows, columns), through)
     prediction, confidence = upsample_argmax(
-        stored_in_order(logits, order), (rows, columns), through, confidence=True
+        *arguments, confidence=True, align_corners=align_corners
     )
     assert prediction.dtype == torch.uint8
     assert prediction.is_contiguous()
@@ -43,7 +46,7 @@ def test_is_the_definition(sizes, through, dtype, order):
     chosen = exact.gather(1, prediction.long()[:, None])[:, 0]
     assert (exact.amax(1) - chosen).max() < 1e-5
     torch.testing.assert_close(confidence.double(), exact.softmax(1).amax(1), rtol=0, atol=1e-5)
-    alone = upsample_argmax(stored_in_order(logits, order), (rows, columns), through)
+    alone = upsample_argmax(*arguments, align_corners=align_corners)
     assert torch.equal(alone, prediction)
 
 

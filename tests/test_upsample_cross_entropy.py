@@ -24,9 +24,9 @@ def _eager():
         yield
 
 
-def losses_by_hand(logits, labels, ignore_index, class_weights, label_smoothing):
+def losses_by_hand(logits, labels, ignore_index, weight, label_smoothing, align_corners):
     """The loss and the weight of every pixel."""
-    upsampled = resize(logits.double(), labels.shape[1:])
+    upsampled = resize(logits.double(), labels.shape[1:], align_corners)
     classes = logits.shape[1]
     losses = torch.zeros(labels.shape, dtype=torch.float64)
     weights = torch.zeros(labels.shape, dtype=torch.float64)
@@ -36,7 +36,7 @@ def losses_by_hand(logits, labels, ignore_index, class_weights, label_smoothing)
             continue
         scores = upsampled[n, :, y, x].tolist()
         total = math.log(sum(math.exp(score) for score in scores))
-        each = [1.0] * classes if class_weights is None else class_weights.tolist()
+        each = [1.0] * classes if weight is None else weight.tolist()
         smooth = sum(w * (total - score) for w, score in zip(each, scores, strict=True))
         weights[n, y, x] = each[label]
         losses[n, y, x] = (1 - label_smoothing) * each[label] * (
@@ -53,11 +53,20 @@ def losses_by_hand(logits, labels, ignore_index, class_weights, label_smoothing)
     label_dtype=st.sampled_from([torch.uint8, torch.int16, torch.int32, torch.int64]),
     weighted=st.booleans(),
     label_smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    align_corners=st.booleans(),
     order=st.permutations(range(4)),
     label_order=st.permutations(range(3)),
 )
 def test_is_the_definition(
-    sizes, reduction, dtype, label_dtype, weighted, label_smoothing, order, label_order
+    sizes,
+    reduction,
+    dtype,
+    label_dtype,
+    weighted,
+    label_smoothing,
+    align_corners,
+    order,
+    label_order,
 ):
     batch, classes, height, width, rows, columns = sizes
     logits = torch.randn(batch, classes, height, width).to(dtype)
@@ -65,9 +74,13 @@ def test_is_the_definition(
     labels[torch.rand(labels.shape) < 0.3] = 100
     labels[0, 0, 0] = 0  # at least one pixel is not ignored
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    class_weights = torch.rand(classes, dtype=wide) + 0.5 if weighted else None
-    options = (class_weights, label_smoothing)
-    losses, weights = losses_by_hand(logits, labels, 100, *options)
+    options = {
+        "weight": torch.rand(classes, dtype=wide) + 0.5 if weighted else None,
+        "ignore_index": 100,
+        "label_smoothing": label_smoothing,
+        "align_corners": align_corners,
+    }
+    losses, weights = losses_by_hand(logits, labels, **options)
     expected = {
         "none": losses,
         "sum": losses.sum(),
@@ -77,9 +90,8 @@ def test_is_the_definition(
     result = upsample_cross_entropy(
         stored_in_order(logits, order),
         stored_in_order(labels, label_order),
-        100,
-        reduction,
-        *options,
+        reduction=reduction,
+        **options,
     )
     assert result.dtype == wide
     # Half-precision logits are widened first, so their loss is as exact as that of float32 ones.
@@ -87,38 +99,75 @@ def test_is_the_definition(
     torch.testing.assert_close(result.double(), expected, rtol=precision, atol=precision)
 
 
-def test_mean_is_that_of_torch():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight": torch.rand(5) + 0.5},
+        {"ignore_index": 3, "label_smoothing": 0.2},
+        {"reduction": "sum"},
+        {"reduction": "none"},
+    ],
+    ids=str,
+)
+def test_takes_the_place_of_interpolate_and_cross_entropy(options):
     logits, labels = torch.randn(2, 5, 3, 4), torch.randint(5, (2, 7, 9))
-    labels[:, :3] = 255
+    labels[:, :3] = options.get("ignore_index", -100)
     upsampled = F.interpolate(logits, size=(7, 9), mode="bilinear", align_corners=False)
-    expected = F.cross_entropy(upsampled, labels, ignore_index=255)
-    torch.testing.assert_close(upsample_cross_entropy(logits, labels, reduction="mean"), expected)
-    # Ignored pixels count in the denominator of mean_all.
-    share = 4 / 7
-    torch.testing.assert_close(upsample_cross_entropy(logits, labels), expected * share)
+    expected = F.cross_entropy(upsampled, labels, **options)
+    torch.testing.assert_close(upsample_cross_entropy(logits, labels, **options), expected)
+    named = upsample_cross_entropy(input=logits, target=labels, **options)
+    assert torch.equal(named, upsample_cross_entropy(logits, labels, **options))
 
 
+def test_weight_is_the_third_argument_as_in_torch_and_no_other_is_positional():
+    logits, labels, weight = torch.randn(1, 3, 2, 2), torch.randint(3, (1, 2, 2)), torch.rand(3)
+    expected = F.cross_entropy(logits, labels, weight)
+    torch.testing.assert_close(upsample_cross_entropy(logits, labels, weight), expected)
+    with pytest.raises(TypeError, match="positional"):
+        upsample_cross_entropy(logits, labels, weight, 255)
+
+
+def test_mean_all_counts_ignored_pixels():
+    logits, labels = torch.randn(2, 5, 3, 4), torch.randint(5, (2, 7, 9))
+    labels[:, :3] = -100
+    mean = upsample_cross_entropy(logits, labels)
+    mean_all = upsample_cross_entropy(logits, labels, reduction="mean_all")
+    torch.testing.assert_close(mean_all, mean * 4 / 7)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_gradients(reduction):
+def test_gradients(reduction, align_corners):
     logits = torch.randn(2, 4, 2, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(4, (2, 5, 4))
     labels[0, :2] = 255
-    class_weights = torch.rand(4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda t: upsample_cross_entropy(t, labels, 255, reduction, class_weights, 0.1), logits
-    )
+    weight = torch.rand(4, dtype=torch.float64)
+
+    def loss(t):
+        return upsample_cross_entropy(
+            t,
+            labels,
+            weight,
+            ignore_index=255,
+            reduction=reduction,
+            label_smoothing=0.1,
+            align_corners=align_corners,
+        )
+
+    assert torch.autograd.gradcheck(loss, logits)
 
 
 def test_nothing_but_ignored_pixels_and_no_pixels():
     logits = torch.randn(2, 4, 2, 3, requires_grad=True)
-    labels = torch.full((2, 5, 4), 255, dtype=torch.uint8)
-    loss = upsample_cross_entropy(logits, labels)
+    labels = torch.full((2, 5, 4), -100)
+    loss = upsample_cross_entropy(logits, labels, reduction="mean_all")
     loss.backward()
     assert loss == 0
     assert not logits.grad.any()
-    assert upsample_cross_entropy(logits, labels, reduction="mean").isnan()
+    assert upsample_cross_entropy(logits, labels).isnan()
     empty = logits[:0], labels[:0]
-    assert upsample_cross_entropy(*empty) == 0
+    assert upsample_cross_entropy(*empty, reduction="mean_all") == 0
     assert upsample_cross_entropy(*empty, reduction="sum") == 0
     assert upsample_cross_entropy(*empty, reduction="none").shape == (0, 5, 4)
 
@@ -156,22 +205,26 @@ def test_compiles_without_graph_breaks_at_several_sizes():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"logits": torch.zeros(3, 2, 2)}, ValueError, r"4 dimensions \(N,K,h,w\)"),
-        ({"logits": torch.zeros(1, 0, 2, 2)}, ValueError, "at least one class, row and column"),
-        ({"logits": torch.zeros(1, 3, 2, 2).int()}, TypeError, "must be float32"),
-        ({"labels": torch.zeros(1, 4)}, ValueError, r"labels must have 3 dimensions \(N,H,W\)"),
-        ({"labels": torch.zeros(1, 4, 4)}, TypeError, "labels must be uint8.*got torch.float32"),
-        ({"labels": torch.zeros(2, 4, 4).long()}, ValueError, r"labels must have shape \(1, "),
-        ({"labels": torch.zeros(1, 0, 4).long()}, ValueError, "two positive sizes"),
-        ({"labels": torch.full((1, 4, 4), 3)}, ValueError, r"\[0, 3\).*255, got 3 \(16 such"),
-        ({"labels": torch.full((1, 4, 4), -1)}, ValueError, r"got -1"),
-        ({"reduction": "avg"}, ValueError, "must be one of mean_all, mean, sum, none, got 'avg'"),
+        ({"input": torch.zeros(3, 2, 2)}, ValueError, r"4 dimensions \(N,K,h,w\)"),
+        ({"input": torch.zeros(1, 0, 2, 2)}, ValueError, "at least one class, row and column"),
+        ({"input": torch.zeros(1, 3, 2, 2).int()}, TypeError, "must be float32"),
+        ({"target": torch.zeros(1, 4)}, ValueError, r"target must have 3 dimensions \(N,H,W\)"),
+        ({"target": torch.zeros(1, 4, 4)}, TypeError, "target must be uint8.*got torch.float32"),
+        ({"target": torch.zeros(2, 4, 4).long()}, ValueError, r"target must have shape \(1, "),
+        ({"target": torch.zeros(1, 0, 4).long()}, ValueError, "two positive sizes"),
+        (
+            {"target": torch.full((1, 4, 4), 3)},
+            ValueError,
+            r"\[0, 3\).*-100, got 3 \(16 such.*ignore_index",
+        ),
+        ({"target": torch.full((1, 4, 4), -1)}, ValueError, r"got -1"),
+        ({"reduction": "avg"}, ValueError, "must be one of mean, mean_all, sum, none, got 'avg'"),
         ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], got 1.5"),
-        ({"class_weights": torch.ones(2)}, ValueError, r"class_weights must have shape \(3\)"),
-        ({"class_weights": torch.ones(3).double()}, TypeError, "must be torch.float32 for"),
+        ({"weight": torch.ones(2)}, ValueError, r"weight must have shape \(3\)"),
+        ({"weight": torch.ones(3).double()}, TypeError, "must be torch.float32 for"),
     ],
 )
 def test_bad_input_is_named(change, error, message):
-    arguments = {"logits": torch.zeros(1, 3, 2, 2), "labels": torch.zeros(1, 4, 4).long()}
+    arguments = {"input": torch.zeros(1, 3, 2, 2), "target": torch.zeros(1, 4, 4).long()}
     with pytest.raises(error, match=message):
         upsample_cross_entropy(**{**arguments, **change})

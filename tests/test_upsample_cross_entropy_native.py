@@ -35,7 +35,7 @@ def _native():
 def test_loss_is_as_accurate_as_eager(size, reduction, dtype, device):
     logits, labels = make_case(size, dtype, device)
     assert_as_accurate_as_eager(
-        lambda t: upsample_cross_entropy(t, labels, 127, reduction),
+        lambda t: upsample_cross_entropy(t, labels, ignore_index=127, reduction=reduction),
         (logits,),
         "upsample_cross_entropy",
         "native",
@@ -53,7 +53,12 @@ def test_class_weights_and_label_smoothing(reduction, label_smoothing, weighted,
     def loss(t):
         weights = None if class_weights is None else class_weights.to(t)
         return upsample_cross_entropy(
-            t, labels.to(t.device), 127, reduction, weights, label_smoothing
+            t,
+            labels.to(t.device),
+            weights,
+            ignore_index=127,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
         )
 
     assert_as_accurate_as_eager(loss, (logits,), "upsample_cross_entropy", "native")
@@ -80,7 +85,9 @@ def test_loss_at_odd_sizes_and_strides(
     logits = stored_in_order(logits, order)
 
     def loss(t):
-        return upsample_cross_entropy(t, labels, 127, reduction, None, label_smoothing)
+        return upsample_cross_entropy(
+            t, labels, ignore_index=127, reduction=reduction, label_smoothing=label_smoothing
+        )
 
     with vss_kernels.backend("eager"):
         exact = outputs_and_gradients(loss, (logits.double(),))
@@ -90,11 +97,11 @@ def test_loss_at_odd_sizes_and_strides(
     # one nearly vanishes, its rounding is to be compared with what it is the difference of.
     ones = torch.zeros_like(logits, requires_grad=True)
     spread = F.interpolate(ones, size=size[3], mode="bilinear").sum()
-    readers = torch.autograd.grad(spread, ones)[0].max()  # of one cell, by their shares
+    dependents = torch.autograd.grad(spread, ones)[0].max()  # of one cell, by their weights
     counted = int((labels != 127).sum())
     divisor = {"mean_all": labels.numel(), "mean": counted}.get(reduction, 1)
     terms = 1 if reduction == "none" else counted
-    scales = (exact[0].abs().max() + logits.abs().max() * terms / divisor, readers / divisor)
+    scales = (exact[0].abs().max() + logits.abs().max() * terms / divisor, dependents / divisor)
     for want, plain, have, scale in zip(exact, eager, native_results, scales, strict=True):
         allowed = 2 * (plain - want).abs().max() + SLACK[torch.float32] * scale
         assert (have - want).abs().max() <= allowed
@@ -102,11 +109,13 @@ def test_loss_at_odd_sizes_and_strides(
 
 def test_expanded_labels_are_not_copied():
     logits, labels = make_case((8, 3, (4, 4), (64, 64)), label_dtype=torch.int64)
-    shared = labels[:1].expand(8, 64, 64)
-    loss = upsample_cross_entropy(logits, shared, 127)
-    torch.testing.assert_close(loss, upsample_cross_entropy(logits, shared.contiguous(), 127))
+    expanded = labels[:1].expand(8, 64, 64)
+    loss = upsample_cross_entropy(logits, expanded, ignore_index=127)
+    torch.testing.assert_close(
+        loss, upsample_cross_entropy(logits, expanded.contiguous(), ignore_index=127)
+    )
     operator = torch.ops.vss_kernels.upsample_cross_entropy
-    grown = MIB * peak_memory(lambda: operator(logits, shared, None, 127, "sum", 0.0))
+    grown = MIB * peak_memory(lambda: operator(logits, expanded, None, 127, "sum", 0.0))
     # One float a pixel is kept; a copy of the labels would take another eight bytes.
     assert grown < 8 * 64 * 64 * 5
 
@@ -115,7 +124,9 @@ def test_memory_is_a_fraction_of_the_dense_logits():
     logits, labels = make_case((1, 64, (24, 24), (96, 96)))
     logits.requires_grad_()
     grown = MIB * peak_memory(
-        lambda: torch.autograd.grad(upsample_cross_entropy(logits, labels, 127), logits)
+        lambda: torch.autograd.grad(
+            upsample_cross_entropy(logits, labels, ignore_index=127), logits
+        )
     )
     dense = 4 * 64 * 96 * 96
     assert grown < dense / 8
@@ -125,7 +136,7 @@ def test_ignored_pixels_have_no_gradient_and_other_labels_may_be_ignored():
     logits, labels = make_case(SIZES[0])
     logits.requires_grad_()
     labels[:, 16:] = 3
-    loss = upsample_cross_entropy(logits, labels.clamp(max=18), 3, "sum")
+    loss = upsample_cross_entropy(logits, labels.clamp(max=18), ignore_index=3, reduction="sum")
     (grad,) = torch.autograd.grad(loss, logits)
     # Output row 15 is the last that counts; it reads source rows up to 4.
     assert grad[:, :, :4].abs().amax((1, 2, 3)).min() > 0
@@ -136,7 +147,7 @@ def test_a_single_class_costs_nothing():
     """Its loss and gradient are zero but for rounding, so there is nothing to be relative to."""
     logits, labels = make_case((1, 1, (4, 4), (9, 9)))
     logits.requires_grad_()
-    loss = upsample_cross_entropy(logits, labels, 127, "sum")
+    loss = upsample_cross_entropy(logits, labels, ignore_index=127, reduction="sum")
     (grad,) = torch.autograd.grad(loss, logits)
     assert loss.abs() < 1e-4
     assert grad.abs().max() < 1e-5
@@ -145,14 +156,14 @@ def test_a_single_class_costs_nothing():
 def test_nothing_but_ignored_pixels_and_no_pixels():
     logits, labels = make_case(SIZES[0])
     logits.requires_grad_()
-    ignored = torch.full_like(labels, 255)
-    loss = upsample_cross_entropy(logits, ignored)
+    ignored = torch.full_like(labels, -100, dtype=torch.int64)
+    loss = upsample_cross_entropy(logits, ignored, reduction="mean_all")
     loss.backward()
     assert loss == 0
     assert not logits.grad.any()
     assert upsample_cross_entropy(logits, ignored, reduction="mean").isnan()
     empty = logits[:0], labels[:0]
-    assert upsample_cross_entropy(*empty) == 0
+    assert upsample_cross_entropy(*empty, reduction="mean_all") == 0
     assert upsample_cross_entropy(*empty, reduction="sum") == 0
     assert upsample_cross_entropy(*empty, reduction="mean").isnan()
     assert upsample_cross_entropy(*empty, reduction="none").shape == (0, 36, 48)
@@ -180,7 +191,7 @@ def test_a_label_that_is_no_class_is_not_overlooked():
 def test_logits_that_are_not_finite_are_not_overlooked(value):
     logits, labels = make_case(SIZES[0])
     logits[0, 7, 4, 4] = value
-    assert not upsample_cross_entropy(logits, labels, 127).isfinite()
+    assert not upsample_cross_entropy(logits, labels, ignore_index=127).isfinite()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -210,9 +221,9 @@ def test_results_are_deterministic_and_leave_nothing_unwritten(device):
     logits = logits.permute(0, 1, 3, 2).requires_grad_()
 
     def run():
-        loss = upsample_cross_entropy(logits, labels, 127, "none")
+        loss = upsample_cross_entropy(logits, labels, ignore_index=127, reduction="none")
         (grad,) = torch.autograd.grad(loss.square().sum(), logits)
-        mean = upsample_cross_entropy(logits, labels, 127, "mean")
+        mean = upsample_cross_entropy(logits, labels, ignore_index=127, reduction="mean")
         _, confidence = upsample_argmax(logits, (30, 40), (20, 50), confidence=True)
         return loss, grad, mean, confidence
 
@@ -228,7 +239,7 @@ def test_the_number_of_threads_changes_no_bit():
     try:
         for threads in (1, 2, 7):
             torch.set_num_threads(threads)
-            loss = upsample_cross_entropy(logits, labels, 127)
+            loss = upsample_cross_entropy(logits, labels, ignore_index=127)
             results.append((loss, *torch.autograd.grad(loss, logits)))
     finally:
         torch.set_num_threads(before)
@@ -243,8 +254,8 @@ def test_both_compile_without_graph_breaks_at_several_sizes():
     for size in SIZES[:2]:
         logits, labels = make_case(size)
         logits.requires_grad_()
-        out = loss(logits, labels, 127)
-        torch.testing.assert_close(out, upsample_cross_entropy(logits, labels, 127))
+        out = loss(logits, labels, ignore_index=127)
+        torch.testing.assert_close(out, upsample_cross_entropy(logits, labels, ignore_index=127))
         out.backward()
         assert logits.grad is not None
         assert torch.equal(argmax(logits, (11, 17)), upsample_argmax(logits, (11, 17)))
@@ -253,7 +264,7 @@ def test_both_compile_without_graph_breaks_at_several_sizes():
 def test_a_second_derivative_is_refused():
     logits, labels = make_case(SIZES[0])
     logits.requires_grad_()
-    loss = upsample_cross_entropy(logits, labels, 127)
+    loss = upsample_cross_entropy(logits, labels, ignore_index=127)
     (grad,) = torch.autograd.grad(loss, logits, create_graph=True)
     with pytest.raises(RuntimeError, match=r"upsample_cross_entropy.*no second derivative"):
         grad.sum().backward()
@@ -261,17 +272,25 @@ def test_a_second_derivative_is_refused():
 
 def test_autocast_changes_nothing():
     logits, labels = make_case(SIZES[0])
-    expected = upsample_cross_entropy(logits, labels, 127)
+    expected = upsample_cross_entropy(logits, labels, ignore_index=127)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(upsample_cross_entropy(logits, labels, 127), expected)
+        assert torch.equal(upsample_cross_entropy(logits, labels, ignore_index=127), expected)
 
 
 def test_float64_is_refused_by_name():
     logits, labels = make_case(SIZES[0], torch.float64)
     with pytest.raises(vss_kernels.BackendError, match=r"upsample_cross_entropy.*float64"):
-        upsample_cross_entropy(logits, labels, 127)
+        upsample_cross_entropy(logits, labels, ignore_index=127)
     with pytest.raises(vss_kernels.BackendError, match=r"upsample_argmax.*float64"):
         upsample_argmax(logits, (4, 4))
+
+
+def test_aligned_corners_are_refused_by_name():
+    logits, labels = make_case(SIZES[0])
+    with pytest.raises(vss_kernels.BackendError, match=r"cross_entropy.*align_corners=False only"):
+        upsample_cross_entropy(logits, labels, ignore_index=127, align_corners=True)
+    with pytest.raises(vss_kernels.BackendError, match=r"argmax.*align_corners=False only"):
+        upsample_argmax(logits, (4, 4), align_corners=True)
 
 
 @pytest.mark.gpu
@@ -280,7 +299,7 @@ def test_runs_inside_a_cuda_graph():
     logits.requires_grad_()
 
     def step():
-        loss = upsample_cross_entropy(logits, labels, 127)
+        loss = upsample_cross_entropy(logits, labels, ignore_index=127)
         return loss, *torch.autograd.grad(loss, logits), upsample_argmax(logits, (30, 40), (36, 48))
 
     assert_replays(step)

@@ -21,7 +21,7 @@ class ClipLoss(nn.Module):
         reduction: "mean_all" divides by all pixels, ignored ones included, as the published models
             were trained; "mean" divides by the pixels that count; "sum" adds up.
         class_weights: (K,) weights of the classes, or None.
-        label_smoothing: Share of the target probability spread over all classes.
+        label_smoothing: Fraction of the target probability spread over all classes.
 
     Raises:
         ValueError: If the reduction does not give a scalar.
@@ -77,7 +77,7 @@ class ClipLoss(nn.Module):
             labels.flatten(0, 1),
             ignore_index=self.ignore_index,
             reduction=self.reduction,
-            class_weights=self.class_weights,
+            weight=self.class_weights,
             label_smoothing=self.label_smoothing,
         )
 

@@ -147,18 +147,18 @@ def check_tokens(name: str, target: Tensor, reference: Tensor) -> tuple[Tensor, 
     return target, reference
 
 
-def check_logits(name: str, logits: Tensor) -> None:
+def check_logits(name: str, logits: Tensor, argument: str = "logits") -> None:
     """Checks class scores (N,K,h,w) with at least one class, row and column.
 
     Raises:
         TypeError: They are no tensor or have an unsupported dtype.
         ValueError: The shape does not fit.
     """
-    check_tensor(name, "logits", logits, "N,K,h,w")
-    check_same_kind(name, logits=logits)
+    check_tensor(name, argument, logits, "N,K,h,w")
+    check_same_kind(name, **{argument: logits})
     if 0 in logits.shape[1:]:
         raise ValueError(
-            f"{name}: logits must have at least one class, row and column, "
+            f"{name}: {argument} must have at least one class, row and column, "
             f"got shape {tuple(logits.shape)}"
         )
 

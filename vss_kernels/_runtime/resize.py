@@ -5,7 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+ALIGN_CORNERS_REFUSED = "it resizes with align_corners=False only"
+"""Why the native operators leave ``align_corners=True`` to eager."""
 
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes maps (N,K,h,w) to (N,K,*size), bilinear, ``align_corners=False``."""
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Resizes maps (N,K,h,w) to (N,K,*size), bilinear, as ``F.interpolate`` does."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)

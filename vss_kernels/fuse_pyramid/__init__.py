@@ -15,16 +15,18 @@ __all__ = ["fuse_pyramid"]
 _NAME = "fuse_pyramid"
 
 
-def fuse_pyramid(levels: Sequence[Tensor]) -> Tensor:
+def fuse_pyramid(levels: Sequence[Tensor], *, align_corners: bool = False) -> Tensor:
     """Adds the levels of a feature pyramid at the size of the first.
 
-    Every other level is resized bilinearly (``align_corners=False``). Since a linear map commutes
-    with the resize, this is all that remains of SegFormer's all-MLP fusion (Xie et al., NeurIPS
-    2021) once each level was projected at its own size.
+    Every other level is resized bilinearly. Since a linear map commutes with the resize, this is
+    all that remains of SegFormer's all-MLP fusion (Xie et al., NeurIPS 2021) once each level was
+    projected at its own size.
 
     Args:
         levels: Maps of shape (N, E, h_i, w_i), the largest first; float32, float16, bfloat16 or
             float64, all of one dtype, any strides.
+        align_corners: Whether the centres of the corner pixels, not their corners, coincide in the
+            resizes, as in ``torch.nn.functional.interpolate``.
 
     Returns:
         Tensor of shape (N, E, h, w) of the first level, contiguous, same dtype. Sums are
@@ -52,4 +54,4 @@ def fuse_pyramid(levels: Sequence[Tensor]) -> Tensor:
                 f"{_NAME}: levels[{position}] must have between 1 and {height} rows and between 1 "
                 f"and {width} columns, as the first level has, got {rows} x {columns}"
             )
-    return operator(*levels)
+    return operator(levels[0], tuple(levels[1:]), bool(align_corners))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
-from torch.nn import functional as F
 
 from vss_kernels._runtime.precision import accumulation_dtype
+from vss_kernels._runtime.resize import resize
 
 
-def fuse_pyramid(first: Tensor, *others: Tensor) -> Tensor:
+def fuse_pyramid(first: Tensor, others: Sequence[Tensor], align_corners: bool) -> Tensor:
     """Resizes every other level to the size of the first (bilinear) and adds them."""
     wide = accumulation_dtype(first.dtype)
+    height, width = first.shape[-2:]
     # A copy where nothing is added: the result must not share memory with an input.
     total = first.to(wide) if others else first.clone()
     for level in others:
-        total = total + F.interpolate(
-            level.to(wide), size=first.shape[-2:], mode="bilinear", align_corners=False
-        )
+        total = total + resize(level.to(wide), (height, width), align_corners)
     return total.to(first.dtype).contiguous()  # (N, E, h, w)

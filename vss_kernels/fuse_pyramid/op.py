@@ -1,6 +1,6 @@
 """fuse_pyramid as a registered operator: fake, autograd and the backends' conditions.
 
-The implementations take the levels as separate arguments. The schema stands in
+The schema stands in
 ``csrc/library.cpp``; the extension provides the CPU and CUDA kernels.
 """
 
@@ -16,6 +16,7 @@ from vss_kernels._runtime import native
 from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
+from vss_kernels._runtime.resize import ALIGN_CORNERS_REFUSED
 from vss_kernels.fuse_pyramid import eager
 
 MAX_LEVELS = 8
@@ -25,20 +26,22 @@ MAX_LEVELS = 8
 _MAX_SIDES = 8192
 
 
-def _native_can_run(*levels: Tensor) -> str | None:
-    reason = native.refuses(levels[0])
+def _native_can_run(first: Tensor, others: Sequence[Tensor], align_corners: bool) -> str | None:
+    if align_corners:
+        return ALIGN_CORNERS_REFUSED
+    reason = native.refuses(first)
     if reason is not None:
         return reason
-    if len(levels) > MAX_LEVELS:
-        return f"it takes up to {MAX_LEVELS} levels, not {len(levels)}"
-    rows, columns = levels[0].shape[2:]
-    if levels[0].device.type == "cuda" and rows + columns > _MAX_SIDES:
+    if 1 + len(others) > MAX_LEVELS:
+        return f"it takes up to {MAX_LEVELS} levels, not {1 + len(others)}"
+    rows, columns = first.shape[2:]
+    if first.device.type == "cuda" and rows + columns > _MAX_SIDES:
         return f"on a GPU it takes up to {_MAX_SIDES} rows and columns together"
     return None
 
 
-def _run_native(*levels: Tensor) -> Tensor:
-    return torch.ops.vss_kernels.fuse_pyramid(levels)
+def _run_native(first: Tensor, others: Sequence[Tensor], align_corners: bool) -> Tensor:
+    return torch.ops.vss_kernels.fuse_pyramid([first, *others])
 
 
 def _fake(levels: Sequence[Tensor]) -> Tensor:

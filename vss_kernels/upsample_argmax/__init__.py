@@ -21,6 +21,8 @@ def upsample_argmax(
     size: tuple[int, int],
     through: tuple[int, int] | None = None,
     confidence: Literal[False] = False,
+    *,
+    align_corners: bool = False,
 ) -> Tensor: ...
 
 
@@ -31,6 +33,7 @@ def upsample_argmax(
     through: tuple[int, int] | None = None,
     *,
     confidence: Literal[True],
+    align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -39,12 +42,14 @@ def upsample_argmax(
     size: tuple[int, int],
     through: tuple[int, int] | None = None,
     confidence: bool = False,
+    *,
+    align_corners: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The most likely class of every pixel after a bilinear resize of the logits.
 
-    The resize has ``align_corners=False``. With ``through`` there are two, the first to that size:
-    the published evaluation goes through the network's input size to the image's, and gives other
-    classes at some borders than one resize would. Nothing is rounded between the two.
+    With ``through`` there are two resizes, the first to that size: the published evaluation goes
+    through the network's input size to the image's, and gives other classes at some borders than
+    one resize would. Nothing is rounded between the two.
 
     Args:
         logits: Class scores of shape (N, K, h, w), float32, float16, bfloat16 or float64, any
@@ -52,6 +57,8 @@ def upsample_argmax(
         size: Height and width of the result.
         through: Height and width to resize to first.
         confidence: Whether to return also the probability of the winning class.
+        align_corners: Whether the centres of the corner pixels, not their corners, coincide in
+            every resize, as in ``torch.nn.functional.interpolate``.
 
     Returns:
         Classes of shape (N, H, W), contiguous, uint8 for at most 256 classes, else int64; with
@@ -69,4 +76,4 @@ def upsample_argmax(
     if through is not None:
         check_size(name, "through", through)
         through = (through[0], through[1])
-    return operator(logits, (size[0], size[1]), through, confidence)
+    return operator(logits, (size[0], size[1]), through, confidence, bool(align_corners))

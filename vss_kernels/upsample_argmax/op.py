@@ -14,11 +14,16 @@ from torch import Tensor
 from vss_kernels._runtime import native
 from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.backends import Implementation, Operator, always
+from vss_kernels._runtime.resize import ALIGN_CORNERS_REFUSED
 from vss_kernels.upsample_argmax import eager
 
 
 def _run(
-    logits: Tensor, size: tuple[int, int], through: tuple[int, int] | None, confidence: bool
+    logits: Tensor,
+    size: tuple[int, int],
+    through: tuple[int, int] | None,
+    confidence: bool,
+    align_corners: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     classes, probability = torch.ops.vss_kernels.upsample_argmax(
         logits.detach(), size, size if through is None else through, confidence
@@ -42,8 +47,9 @@ if native.problem() is None:
     torch.library.register_fake("vss_kernels::upsample_argmax", _fake)
 
 
-def _native_can_run(logits: Tensor, *_: Any) -> str | None:
-    return native.refuses(logits)
+def _native_can_run(logits: Tensor, *options: Any) -> str | None:
+    align_corners = options[-1]
+    return ALIGN_CORNERS_REFUSED if align_corners else native.refuses(logits)
 
 
 operator = Operator(

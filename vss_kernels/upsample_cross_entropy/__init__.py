@@ -20,34 +20,39 @@ from vss_kernels.upsample_cross_entropy.op import operator
 
 __all__ = ["upsample_cross_entropy"]
 
-REDUCTIONS = ("mean_all", "mean", "sum", "none")
+REDUCTIONS = ("mean", "mean_all", "sum", "none")
 _LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def upsample_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    ignore_index: int = 255,
-    reduction: str = "mean_all",
-    class_weights: Tensor | None = None,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
     label_smoothing: float = 0.0,
+    align_corners: bool = False,
 ) -> Tensor:
     """Cross-entropy of logits that are first upsampled to the size of the labels.
 
-    The resize is bilinear with ``align_corners=False``. Everything else is as in
-    ``torch.nn.functional.cross_entropy``, but for the reduction ``"mean_all"``: the sum divided by
-    the number of all pixels, ignored ones included, with which MRCFA and CFFM were trained.
+    Takes the place of ``F.cross_entropy(F.interpolate(input, target.shape[1:], mode="bilinear"),
+    target, ...)``, with the names and defaults of ``torch.nn.functional.cross_entropy``. Beyond it
+    there is the reduction ``"mean_all"``: the sum divided by the number of all pixels, ignored ones
+    included, with which MRCFA and CFFM were trained.
 
     Args:
-        logits: Class scores of shape (N, K, h, w), float32, float16, bfloat16 or float64, any
+        input: Class scores of shape (N, K, h, w), float32, float16, bfloat16 or float64, any
             strides.
-        labels: Classes of shape (N, H, W), uint8, int16, int32 or int64, each in [0, K) or equal to
+        target: Classes of shape (N, H, W), uint8, int16, int32 or int64, each in [0, K) or equal to
             ``ignore_index``; any strides, also expanded.
+        weight: Weight of each class, shape (K,), float32 (float64 for float64 logits).
         ignore_index: Label of the pixels that count as zero and get no gradient.
-        reduction: ``"mean_all"``, ``"mean"`` (over the pixels that are not ignored, weighted by
-            their class; NaN if there are none), ``"sum"`` or ``"none"``.
-        class_weights: Weight of each class, shape (K,), float32 (float64 for float64 logits).
-        label_smoothing: Share of the target probability spread over all classes, in [0, 1].
+        reduction: ``"mean"`` (over the pixels that are not ignored, weighted by their class; NaN if
+            there are none), ``"mean_all"``, ``"sum"`` or ``"none"``.
+        label_smoothing: Fraction of the target probability spread over all classes, in [0, 1].
+        align_corners: Whether the centres of the corner pixels, not their corners, coincide in the
+            resize, as in ``torch.nn.functional.interpolate``.
 
     Returns:
         Scalar tensor, or the losses (N, H, W) for ``"none"``, in float32 (float64 for float64
@@ -60,48 +65,50 @@ def upsample_cross_entropy(
             ``VSS_KERNELS_DEBUG=1``).
     """
     name = "upsample_cross_entropy"
-    check_logits(name, logits)
-    check_tensor(name, "labels", labels, "N,H,W")
-    if labels.dtype not in _LABEL_DTYPES:
-        raise TypeError(f"{name}: labels must be uint8, int16, int32 or int64, got {labels.dtype}")
-    if labels.device != logits.device:
+    check_logits(name, input, "input")
+    check_tensor(name, "target", target, "N,H,W")
+    if target.dtype not in _LABEL_DTYPES:
+        raise TypeError(f"{name}: target must be uint8, int16, int32 or int64, got {target.dtype}")
+    if target.device != input.device:
         raise ValueError(
-            f"{name}: labels are on {labels.device} but logits are on {logits.device}; "
+            f"{name}: target is on {target.device} but input is on {input.device}; "
             "move them to one device"
         )
-    check_shape(name, "labels", labels, (logits.shape[0], None, None))
-    check_size(name, "labels' height and width", tuple(labels.shape[1:]))
+    check_shape(name, "target", target, (input.shape[0], None, None))
+    check_size(name, "target's height and width", tuple(target.shape[1:]))
     if reduction not in REDUCTIONS:
         raise ValueError(
             f"{name}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
         )
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{name}: label_smoothing must be in [0, 1], got {label_smoothing}")
-    if class_weights is not None:
-        check_tensor(name, "class_weights", class_weights, "K")
-        check_shape(name, "class_weights", class_weights, (logits.shape[1],))
-        wide = accumulation_dtype(logits.dtype)
-        if class_weights.dtype != wide:
+    if weight is not None:
+        check_tensor(name, "weight", weight, "K")
+        check_shape(name, "weight", weight, (input.shape[1],))
+        wide = accumulation_dtype(input.dtype)
+        if weight.dtype != wide:
             raise TypeError(
-                f"{name}: class_weights must be {wide} for {logits.dtype} logits, "
-                f"got {class_weights.dtype}"
+                f"{name}: weight must be {wide} for {input.dtype} logits, got {weight.dtype}"
             )
-        if class_weights.device != logits.device:
+        if weight.device != input.device:
             raise ValueError(
-                f"{name}: class_weights are on {class_weights.device} but logits are on "
-                f"{logits.device}; move them to one device"
+                f"{name}: weight is on {weight.device} but input is on {input.device}; "
+                "move them to one device"
             )
-    _check_labels(name, labels, logits.shape[1], ignore_index)
-    return operator(logits, labels, ignore_index, reduction, class_weights, label_smoothing)
+    _check_labels(name, target, input.shape[1], ignore_index)
+    return operator(
+        input, target, weight, ignore_index, reduction, label_smoothing, bool(align_corners)
+    )
 
 
-def _check_labels(name: str, labels: Tensor, classes: int, ignore_index: int) -> None:
-    if not values_are_checked(labels):
+def _check_labels(name: str, target: Tensor, classes: int, ignore_index: int) -> None:
+    if not values_are_checked(target):
         return
-    values = labels.long()
+    values = target.long()
     wrong = values[((values < 0) | (values >= classes)) & (values != ignore_index)]
     if wrong.numel() > 0:
         raise ValueError(
-            f"{name}: labels must lie in [0, {classes}) or be the ignore_index {ignore_index}, "
-            f"got {int(wrong[0])} ({wrong.numel()} such pixels)"
+            f"{name}: target must lie in [0, {classes}) or be the ignore_index {ignore_index}, got "
+            f"{int(wrong[0])} ({wrong.numel()} such pixels); name the label of pixels that shall "
+            "not count as ignore_index"
         )

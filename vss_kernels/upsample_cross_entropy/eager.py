@@ -12,14 +12,15 @@ from vss_kernels._runtime.resize import resize
 def upsample_cross_entropy(
     logits: Tensor,
     labels: Tensor,
+    class_weights: Tensor | None,
     ignore_index: int,
     reduction: str,
-    class_weights: Tensor | None,
     label_smoothing: float,
+    align_corners: bool,
 ) -> Tensor:
     """Cross-entropy, at the size of the labels, of bilinearly upsampled logits."""
     height, width = labels.shape[-2:]
-    upsampled = resize(logits.to(accumulation_dtype(logits.dtype)), (height, width))
+    upsampled = resize(logits.to(accumulation_dtype(logits.dtype)), (height, width), align_corners)
     averaged_over_all = reduction == "mean_all"
     loss = F.cross_entropy(
         upsampled,  # (N, K, H, W)

@@ -14,23 +14,26 @@ from vss_kernels._runtime import native
 from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
+from vss_kernels._runtime.resize import ALIGN_CORNERS_REFUSED
 from vss_kernels.upsample_cross_entropy import eager
 
 # Result, log-sum-exp of every pixel, and what one pixel's loss counts in the result.
 LossParts = tuple[Tensor, Tensor, Tensor]
 
 
-def _native_can_run(logits: Tensor, *_: Any) -> str | None:
-    return native.refuses(logits)
+def _native_can_run(logits: Tensor, *options: Any) -> str | None:
+    align_corners = options[-1]
+    return ALIGN_CORNERS_REFUSED if align_corners else native.refuses(logits)
 
 
 def _run(
     logits: Tensor,
     labels: Tensor,
+    class_weights: Tensor | None,
     ignore_index: int,
     reduction: str,
-    class_weights: Tensor | None,
     label_smoothing: float,
+    align_corners: bool,
 ) -> Tensor:
     loss, _, _ = torch.ops.vss_kernels.upsample_cross_entropy(
         logits, labels, class_weights, ignore_index, reduction, label_smoothing
