@@ -59,7 +59,12 @@ def test_video_file(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("name", ["cffm_b0", "segformer_b0"])
 def test_folder_of_frames_of_odd_size(tmp_path: Path, name: str) -> None:
     save_model(tiny_model(name), tmp_path / "model.pt")
-    source = make_folder(tmp_path / "street")
+    source = tmp_path / "street"
+    source.mkdir()
+    halves = np.full((33, 47, 3), 20, np.uint8)
+    halves[:, 24:] = (250, 180, 90)
+    for number in range(5):
+        Image.fromarray(halves).save(source / f"frame_{number}.png")
     out = tmp_path / "out"
     assert segment(source, out, tmp_path / "model.pt", "--rate", "29.97", "--opacity", "1") == 0
     labels = read_labels(out / "street")
@@ -78,6 +83,7 @@ def test_folder_of_frames_of_odd_size(tmp_path: Path, name: str) -> None:
         around = label[row - 4 : row + 5, column - 4 : column + 5]
         inside[row, column] = (around == label[row, column]).all()
     assert inside.sum() > 50
+    assert len(np.unique(label[inside])) > 1
     assert np.array_equal(nearest[inside], label[inside])
 
 

@@ -29,12 +29,12 @@ from vss_models.data.loaders import (
     item_generator,
     train_loader,
 )
+from vss_models.data.photometric import PhotometricDistortion
 from vss_models.data.synthetic import SYNTHETIC_CLASSES, make_synthetic_dataset
 from vss_models.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     EvaluationTransform,
-    PhotometricDistortion,
     TrainTransform,
     denormalise,
     normalise,
