@@ -24,7 +24,7 @@ def print_config(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str,
 
 
 def test_every_promised_configuration_is_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert config_names() == sorted(VSPW_NAMES + SYNTHETIC_NAMES)
+    assert config_names() == sorted([*VSPW_NAMES, *SYNTHETIC_NAMES, "finetune"])
     assert main(["configs"]) == 0
     assert capsys.readouterr().out.split() == config_names()
 

@@ -8,6 +8,7 @@ from vss_models.checkpoints.native import (
     save_model,
 )
 from vss_models.checkpoints.open import RUN_KEY, open_model, state_of_run
+from vss_models.checkpoints.pretrained import load_pretrained
 from vss_models.checkpoints.published import (
     load_backbone,
     load_released,
@@ -26,6 +27,7 @@ __all__ = [
     "describe_model",
     "load_backbone",
     "load_model",
+    "load_pretrained",
     "load_released",
     "open_model",
     "save_model",

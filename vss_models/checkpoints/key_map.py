@@ -134,6 +134,9 @@ NO_CONTENT = re.compile(r"(^|\.)(conv_seg\.|relative_position_index|valid_ind)")
 IMAGENET_CLASSIFIER = re.compile(r"^(head|classifier)\.")
 """The classification layer of an ImageNet file."""
 
+OWN_LAYOUTS = ("model file of this package", "training run of this package")
+"""Those of `backbone_layouts` that have this package's own names, whatever the encoder."""
+
 _FIELD = re.compile(r"\{(?:(\d+)\*)?([a-z]+)([+-]\d+)?\}")
 
 
@@ -150,7 +153,7 @@ def released_names(model_keys: Sequence[str]) -> dict[str, Names]:
 
 
 def backbone_layouts(backbone_keys: Sequence[str]) -> dict[str, dict[str, Names]]:
-    """Maps a MiT encoder's keys to their names in every published layout.
+    """Maps an encoder's keys to their names in every layout: the package's own and published ones.
 
     Returns:
         Layout -> (our key -> published names). The layouts differ in their prefix as well.
@@ -163,6 +166,8 @@ def backbone_layouts(backbone_keys: Sequence[str]) -> dict[str, dict[str, Names]
         "segmentation_models_pytorch": _rename(backbone_keys, released, "", "encoder."),
         "Hugging Face": _rename(backbone_keys, hugging_face, "", "segformer.encoder."),
         "Hugging Face encoder": _rename(backbone_keys, hugging_face, "", "encoder."),
+        OWN_LAYOUTS[0]: _rename(backbone_keys, (), "", "backbone."),
+        OWN_LAYOUTS[1]: _rename(backbone_keys, (), "", "model.backbone."),
     }
 
 
@@ -205,4 +210,11 @@ def _fill(pattern: str, fields: Mapping[str, str]) -> str:
     return filled[:-1] + fields["parameter"] if filled.endswith("*") else filled
 
 
-__all__ = ["IMAGENET_CLASSIFIER", "NO_CONTENT", "Names", "backbone_layouts", "released_names"]
+__all__ = [
+    "IMAGENET_CLASSIFIER",
+    "NO_CONTENT",
+    "OWN_LAYOUTS",
+    "Names",
+    "backbone_layouts",
+    "released_names",
+]

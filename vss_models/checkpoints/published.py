@@ -14,6 +14,7 @@ from vss_models.checkpoints.io import read_state, write_file
 from vss_models.checkpoints.key_map import (
     IMAGENET_CLASSIFIER,
     NO_CONTENT,
+    OWN_LAYOUTS,
     Names,
     backbone_layouts,
     released_names,
@@ -48,9 +49,9 @@ def load_released(
     """
     state = read_state(path)
     names = released_names(list(model.state_dict()))
-    tensors, report = _match(f"{path} (released layout)", model, state, names, NO_CONTENT)
+    tensors, report = match_tensors(f"{path} (released layout)", model, state, names, NO_CONTENT)
     _refuse_backbone_mismatch(report, "backbone.")
-    _copy(model, tensors)
+    copy_tensors(model, tensors)
     if verbose:
         print(report)
     return report
@@ -62,11 +63,12 @@ def load_backbone(
     """Loads the MiT encoder from an ImageNet file or from a whole segmentation model.
 
     The layout is recognised: ImageNet (no prefix), released (`backbone.`),
-    segmentation_models_pytorch (`encoder.`) or Hugging Face (`segformer.encoder.`, `encoder.`).
+    segmentation_models_pytorch (`encoder.`) or Hugging Face (`segformer.encoder.`, `encoder.`);
+    or a file of this package, a model's or a training run's, from which any encoder is loaded.
     A classification layer is ignored; weights of another model's head are reported as unexpected.
 
     Args:
-        model: Model with a MiT encoder of the same size.
+        model: Model with an encoder of the same size.
         path: File with `{"state_dict": {...}}` or the plain dict, .pth or .safetensors.
         verbose: Print the report.
 
@@ -77,24 +79,30 @@ def load_backbone(
         CheckpointError: If the file cannot be read, or has not all weights of the encoder in the
             right shapes; the model is then unchanged.
         FileNotFoundError: If there is no such file.
-        TypeError: If the model's encoder is not a MiT.
+        TypeError: If the file is not of this package and the model's encoder is not a MiT.
     """
-    if not isinstance(model.backbone, MixTransformer):
-        raise TypeError(
-            "load_backbone knows the names of MiT weights; this model's encoder is a "
-            f"{type(model.backbone).__name__}. Use backbone_options={{'pretrained': True}}"
-        )
     state = read_state(path)
     layouts = backbone_layouts(list(model.backbone.state_dict()))
-    layout, names = max(
-        layouts.items(),
-        key=lambda item: sum(n in state for names in item[1].values() for n in names),
-    )
+    is_mit = isinstance(model.backbone, MixTransformer)
+    if not is_mit:
+        layouts = {layout: layouts[layout] for layout in OWN_LAYOUTS}
+    found = {
+        layout: sum(name in state for parts in names.values() for name in parts)
+        for layout, names in layouts.items()
+    }
+    layout = max(found, key=lambda name: found[name])
+    names = layouts[layout]
+    if not (is_mit or found[layout]):
+        raise TypeError(
+            "load_backbone knows the names of MiT weights; this model's encoder is a "
+            f"{type(model.backbone).__name__}. Give a file of this package, or use "
+            "backbone_options={'pretrained': True}"
+        )
     source = f"{path} ({layout} layout)"
-    tensors, report = _match(source, model.backbone, state, names, IMAGENET_CLASSIFIER)
+    tensors, report = match_tensors(source, model.backbone, state, names, IMAGENET_CLASSIFIER)
     if report.missing or report.wrong_shape:
         raise CheckpointError(f"the encoder in the file is not the model's\n{report}")
-    _copy(model.backbone, tensors)
+    copy_tensors(model.backbone, tensors)
     if verbose:
         print(report)
     return report
@@ -114,14 +122,25 @@ def save_released(model: VideoSegmentor, path: str | os.PathLike[str]) -> None:
     write_file({"state_dict": to_released(model)}, path)
 
 
-def _match(
+def match_tensors(
     source: str,
     module: nn.Module,
     state: Mapping[str, Tensor],
     names: Mapping[str, Names],
     without_content: re.Pattern[str],
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Pairs the tensors of a file with a module's, and reports on every key of either."""
+    """Pairs the tensors of a file with a module's, and reports on every key of either.
+
+    Args:
+        source: What the report says the tensors are from.
+        module: The module that shall get them; it is not changed.
+        state: The file's tensors by their names in the file.
+        names: Names in the file of each key of the module.
+        without_content: What of the file carries nothing a model needs.
+
+    Returns:
+        The tensors that fit, by the module's keys, and the report.
+    """
     tensors: dict[str, Tensor] = {}
     used: list[str] = []
     missing: list[str] = []
@@ -164,11 +183,19 @@ def _refuse_backbone_mismatch(report: LoadReport, prefix: str) -> None:
         raise CheckpointError(f"the encoder in the file is not the model's\n{report}")
 
 
-def _copy(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def copy_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copies tensors into a module's own, by their keys in its state dict."""
     own = module.state_dict()
     with torch.no_grad():
         for key, tensor in tensors.items():
             own[key].copy_(tensor)
 
 
-__all__ = ["load_backbone", "load_released", "save_released", "to_released"]
+__all__ = [
+    "copy_tensors",
+    "load_backbone",
+    "load_released",
+    "match_tensors",
+    "save_released",
+    "to_released",
+]

@@ -1,17 +1,13 @@
-"""Checkpoints of runs: written whole or not at all, and read for their weights."""
+"""Checkpoints of runs: written whole or not at all."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from vss_models.checkpoints import RUN_KEY, CheckpointError, load_released, state_of_run
-from vss_models.checkpoints.io import read_file, write_file
-from vss_models.checkpoints.native import FORMAT
-from vss_models.model import VideoSegmentor
+from vss_models.checkpoints.io import write_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -37,35 +33,3 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None:
             raise TypeError(f"storage_options is not supported, got {storage_options!r}")
         write_file(checkpoint, path)
-
-
-def load_weights(model: VideoSegmentor, path: str | os.PathLike[str]) -> None:
-    """Loads weights of the same model from any file this package reads.
-
-    Args:
-        model: The model.
-        path: A model file (``save_model``), a run's checkpoint, or a released file. Of the latter,
-            head weights that do not fit (another number of classes) keep the model's values and are
-            reported.
-
-    Raises:
-        CheckpointError: If the file cannot be read or is of another model.
-        FileNotFoundError: If there is no such file.
-    """
-    content = read_file(Path(path))
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not weights")
-    if RUN_KEY in content:
-        state, built_with = state_of_run(content), content[RUN_KEY]
-    elif content.get("format") == FORMAT:
-        state, built_with = content["state_dict"], content
-    else:
-        load_released(model, path)
-        return
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path} is of the model {built_with['name']} with {built_with['num_classes']} classes "
-            f"and overrides {built_with['overrides']}, which does not fit: {error}"
-        ) from error

@@ -1,7 +1,8 @@
 """The configurations that come with the package, by name.
 
 A name is ``<model>_<recipe>``. Its file holds what is particular to the model; the recipe's file,
-``<recipe>.yaml``, holds the rest and is read first.
+``<recipe>.yaml``, holds the rest and is read first. ``finetune`` is a recipe for any model: the
+command line names it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "configs"
 RECIPES = ("vspw", "synthetic")
+RECIPES_FOR_ANY_MODEL = ("finetune",)
 
 
 def config_names() -> list[str]:
@@ -32,6 +34,8 @@ def config_files(name: str) -> list[Path]:
     """
     if Path(name).is_file():
         return [Path(name)]
+    if name in RECIPES_FOR_ANY_MODEL:
+        return [FOLDER / f"{name}.yaml"]
     if name in config_names():
         return [FOLDER / f"{name.rsplit('_', 1)[1]}.yaml", FOLDER / f"{name}.yaml"]
     raise ValueError(

@@ -12,13 +12,19 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from vss_kernels import upsample_argmax
-from vss_models.checkpoints import describe_data, load_backbone
+from vss_models.checkpoints import (
+    RUN_KEY,
+    CheckpointError,
+    LoadReport,
+    describe_data,
+    load_backbone,
+    load_pretrained,
+)
 from vss_models.data import ClassTable, item_generator, numbered_classes
 from vss_models.heads.segformer import ClipLogits
 from vss_models.inference.compile import CUDA_GRAPH, compiled
 from vss_models.losses import ClipLoss
 from vss_models.registry import create_model
-from vss_models.training.checkpoint_io import RUN_KEY, load_weights
 from vss_models.training.data import VideoDataModule
 from vss_models.training.evaluate import Evaluator
 from vss_models.training.optim import OptimizerSettings, build_optimizer
@@ -37,8 +43,11 @@ class SegmentationModule(pl.LightningModule):
         overrides: Settings of the model that differ from the name's own, see
             :func:`vss_models.create_model`.
         checkpoint: Weights to start from: a file this package or a run of it wrote, or a released
-            one. To continue a run, give its checkpoint to the trainer instead.
-        backbone_weights: ImageNet weights of the encoder to start from.
+            one. To train, it may be of other classes or of another head, see
+            :func:`vss_models.checkpoints.load_pretrained`. To continue a run, give its checkpoint
+            to the trainer instead.
+        backbone_weights: Weights of the encoder to start from: an ImageNet file or any file of a
+            model with that encoder, see :func:`vss_models.checkpoints.load_backbone`.
         optimizer: Learning rates, weight decay and schedule.
         auxiliary_weight: Weight of the per-frame loss beside the target's.
         label_smoothing: Share of the target probability spread over all classes.
@@ -77,8 +86,9 @@ class SegmentationModule(pl.LightningModule):
             self.model = create_model(name, num_classes, **(overrides or {}))
         if backbone_weights is not None:
             load_backbone(self.model, backbone_weights)
+        self._loaded: LoadReport | None = None
         if checkpoint is not None:
-            load_weights(self.model, checkpoint)
+            self._loaded = load_pretrained(self.model, checkpoint)
         self.loss = ClipLoss(
             auxiliary_weight,
             class_weights=None if class_weights is None else torch.tensor(class_weights),
@@ -100,12 +110,19 @@ class SegmentationModule(pl.LightningModule):
         """Takes classes and offsets from the data and checks that the model fits them.
 
         Raises:
+            CheckpointError: If a model is to be evaluated that has some fresh weights.
             TypeError: If the trainer was not given a :class:`VideoDataModule`.
             ValueError: If the model has another number of classes or references than the data, or
                 its training cannot be replayed here.
         """
         if self._replays and stage == "fit":
             self._check_replays()
+        if stage != "fit" and self._loaded is not None and not self._loaded.complete:
+            raise CheckpointError(
+                "the checkpoint is not of this model, so some of its weights are fresh; evaluate "
+                "it with the classes and the model it was trained with (--data.num_classes, "
+                f"--model.name)\n{self._loaded}"
+            )
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, VideoDataModule):
             raise TypeError(
