@@ -74,7 +74,7 @@ class CFFMHead(SegFormerHead):
     def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:
         """Segments clips; see `SegFormerHead.forward`. M = 1 target prediction in training."""
         fused = self.fusion(features)
-        fused_at_8 = resize(fused, features[1].shape[-2:])
+        fused_at_8 = _halve(fused)
         clips = split_clips(_channels_last(fused_at_8), num_clips)
         target = split_clips(fused_at_8, num_clips)[:, -1]
         logits = self._decode(target, clips[:, -1], clips[:, :-1], fused.shape[-2:])
@@ -85,7 +85,7 @@ class CFFMHead(SegFormerHead):
     def encode_frame(self, features: Sequence[Tensor]) -> FrameState:
         """Computes the state of N frames: their fused features, at 1/4 and at 1/8."""
         fused = self.fusion(features)
-        fused_at_8 = resize(fused, features[1].shape[-2:])
+        fused_at_8 = _halve(fused)
         # Every block normalises the references again, which needs adjacent channels.
         rows = _channels_last(fused_at_8)
         return FrameState(fused, fused_at_8, rows.permute(0, 3, 1, 2))
@@ -124,8 +124,17 @@ class CFFMHead(SegFormerHead):
         return resize(self.target_classifier(self.dropout(both)), size)
 
 
+def _halve(fused: Tensor) -> Tensor:
+    """Resizes (N, E, H/4, W/4) to half its sides, odd ones rounded down.
+
+    The encoder's own 1/8 grid rounds up; the published program does not use that grid here.
+    """
+    height, width = fused.shape[-2:]
+    return resize(fused, (height // 2, width // 2))
+
+
 def _channels_last(maps: Tensor) -> Tensor:
-    """Turns (N, E, h, w) into (N, h, w, E), contiguous; no copy where they are stored so."""
+    """Returns (N, E, h, w) as (N, h, w, E), contiguous; no copy where they are stored so."""
     return maps.permute(0, 2, 3, 1).contiguous()
 
 
