@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.results import COLUMNS
+from vss_models.atomic import atomic_write
 
 Row = dict[str, str]
 RESULTS = Path(__file__).parent / "results"
@@ -102,10 +102,9 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("times faster than eager")
     axes.set_title(title)
-    temporary = path.with_suffix(".tmp")
     FigureCanvasAgg(figure)
-    figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
 
 
 def write_report(folder: Path) -> Path:
@@ -127,9 +126,8 @@ def write_report(folder: Path) -> Path:
         for operator, of_operator in grouped(of_device, "operator").items():
             parts.append(f"### {operator}\n\n{table(of_operator)}")
     readme = folder / "README.md"
-    temporary = readme.with_suffix(".tmp")
-    temporary.write_text("\n".join(parts))
-    os.replace(temporary, readme)
+    with atomic_write(readme) as temporary:
+        temporary.write_text("\n".join(parts))
     return readme
 
 

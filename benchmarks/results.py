@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from vss_models.atomic import atomic_write
+
 COLUMNS = (
     "date", "commit", "device", "torch", "triton", "operator", "case", "dtype", "mode",
     "implementation", "times_faster_than_eager", "spread", "peak_mib", "fraction_of_floor",
@@ -68,11 +70,8 @@ def append_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
     }
     existing = path.read_text() if path.exists() else ",".join(COLUMNS) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
+    # On the disk before it is named, as always: a borrowed machine may go away at any time.
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         file.write(existing)
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writerows({**environment, **row} for row in rows)
-        file.flush()
-        os.fsync(file.fileno())  # a borrowed machine may go away at any time
-    os.replace(temporary, path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from vss_models.atomic import atomic_write
 
 BACKGROUND = (24, 24, 27)
 TEXT = (235, 235, 235)
@@ -254,13 +255,9 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
 
 
 def _save(picture: Image.Image, path: str | os.PathLike[str]) -> None:
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    # One a frame: waiting for the disk each time would cost more than it protects.
+    with atomic_write(path, sync=False) as temporary:
         picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vss_models.atomic import atomic_write
 from vss_models.checkpoints.report import CheckpointError
 
 UNREADABLE = (
@@ -69,21 +70,43 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def write_file(content: Any, path: str | os.PathLike[str]) -> None:
-    """Saves with torch.save; the file appears whole or not at all."""
+    """Saves with torch.save; the file appears whole or not at all.
+
+    Args:
+        content: What to save.
+        path: The file; its folder is made if need be.
+
+    Raises:
+        OSError: If the disk is full or refuses the file otherwise; the error names the file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with atomic_write(path) as temporary, _Reporting(temporary) as file:
+        try:
             torch.save(content, file)
-        # mkstemp makes the file private; a checkpoint gets the permissions of any new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+        except RuntimeError as error:
+            if file.error is None:
+                raise
+            raise file.error from error
+
+
+class _Reporting(io.BufferedWriter):
+    """A new file that remembers why it could not be written.
+
+    Of a full disk torch.save says no more than "unexpected pos 3131968 vs 3131856".
+    """
+
+    error: OSError | None = None
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

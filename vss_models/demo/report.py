@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vss_models.atomic import atomic_write
 from vss_models.data import ClassTable
 from vss_models.training import EvaluationReport
 from vss_models.visualize import colour_labels, contact_sheet, write_png
@@ -73,9 +73,8 @@ def write_report(
     _write_sheet(out / "contact_sheet.png", results)
     _write_curves(out / "learning_curve.png", results)
     text = _markdown(seed, results, seconds)
-    temporary = out / "report.md.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, out / "report.md")
+    with atomic_write(out / "report.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}\nReport: {out / 'report.md'}")
     return out / "report.md"
 
@@ -163,6 +162,5 @@ def _write_curves(path: Path, results: Sequence[ModelResult]) -> None:
         axes.plot(steps, losses, label=NAMES[result.family])
     axes.grid(alpha=0.3)
     axes.legend()
-    temporary = path.with_suffix(".tmp")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import vss_kernels
+from vss_models.atomic import TEMPORARY_SUFFIX, atomic_write
 from vss_models.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from vss_models.heads.mrcfa import RelationReference
 from vss_models.model import VideoSegmentor
@@ -132,7 +133,6 @@ def export_model(
         )
     if path.suffix == ".onnx":
         _demand_packages("onnx", "onnxscript")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), vss_kernels.backend("eager"):
         module = StreamingStep(model) if streaming else model
@@ -142,7 +142,7 @@ def export_model(
         outputs = dict(zip(_output_names(inputs, streaming), expected, strict=True))
         program = torch.export.export(module, tuple(inputs.values()))
         answers: tuple[Tensor, ...] | None
-        try:
+        with atomic_write(path, suffix=f"{TEMPORARY_SUFFIX}{path.suffix}") as temporary:
             if path.suffix == ".pt2":
                 metadata = {METADATA_KEY: _metadata(model, streaming)}
                 torch.export.save(program, temporary, extra_files=metadata)
@@ -156,9 +156,6 @@ def export_model(
                     f"{path} is not written: its results differ from the model's by {error:.2g} of "
                     f"the largest magnitude, more than {TOLERANCE:g}"
                 )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     return ExportedFile(path, _shapes(inputs), _shapes(outputs), error)
 
 

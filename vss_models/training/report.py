@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from vss_models.atomic import atomic_write
 
 REPORT_FILES = ("report.json", "report.md", "classes.csv")
 
@@ -96,9 +97,8 @@ class EvaluationReport:
         rows += [f"{name},{_csv(iou)},{_csv(share)}" for name, iou, share in self._classes()]
         contents = (json.dumps(_plain(asdict(self)), indent=2) + "\n", self.markdown())
         for name, text in zip(REPORT_FILES, (*contents, "\n".join(rows) + "\n"), strict=True):
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, folder / name)
+            with atomic_write(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
     def _classes(self) -> list[tuple[str, float, float]]:
         return list(zip(self.class_names, self.class_iou, self.class_share, strict=True))

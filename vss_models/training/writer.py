@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import Tensor
 
+from vss_models.atomic import atomic_write
 from vss_models.training.module import segmentation_module
 from vss_models.training.report import REPORT_FILES, refuse_existing
 
@@ -97,6 +97,6 @@ def write_submission(labels: Tensor, path: Path, palette: np.ndarray | None = No
     if palette is not None:
         image.putpalette(np.roll(palette, 1, axis=0).astype(np.uint8).tobytes())
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    # One a frame: waiting for the disk each time would cost more than it protects.
+    with atomic_write(path, sync=False) as temporary:
+        image.save(temporary, format="PNG")

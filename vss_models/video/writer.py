@@ -12,6 +12,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 
+from vss_models.atomic import AtomicFile
 from vss_models.video.rate import exact_rate
 
 
@@ -54,9 +55,9 @@ class VideoWriter:
         self.rate = exact_rate(rate)
         self.keep_partial = keep_partial
         self.num_frames = 0
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(os.fspath(self._temporary), "w", format="mp4")
+        self._file = AtomicFile(self.path)
+        self._container = av.open(os.fspath(self._file.temporary), "w", format="mp4")
         self._stream = self._container.add_stream(
             "libx264", rate=self.rate, options={"crf": str(quality)}
         )
@@ -107,9 +108,10 @@ class VideoWriter:
         try:
             self._container.mux(self._stream.encode(None))
             self._container.close()
-            os.replace(self._temporary, self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+            self._file.commit()
+        except BaseException:
+            self._file.discard()
+            raise
 
     def discard(self) -> None:
         """Removes what was written."""
@@ -119,7 +121,7 @@ class VideoWriter:
         try:
             self._container.close()
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self._file.discard()
 
     def __enter__(self) -> VideoWriter:
         return self
