@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vss_models import VideoSegmentor, create_model
+from vss_models import TrainedOn, VideoSegmentor, create_model
 from vss_models.checkpoints import (
     CheckpointError,
     load_backbone,
@@ -258,14 +258,12 @@ def test_other_formats_and_code_are_refused(tmp_path: Path) -> None:
 def test_own_checkpoint_rebuilds_the_model(name: str, overrides: dict, tmp_path: Path) -> None:
     model = scramble(small(name, **overrides))
     names = ("road", "sky", "tree", "car", "person")
-    model.class_colours = tuple((index, 0, 255 - index) for index in range(5))
-    model.reference_offsets, model.frame_scale = (-4, -2), (320, 240)
+    colours = tuple((index, 0, 255 - index) for index in range(5))
+    offsets = tuple(range(-model.num_references, 0))
+    model.trained_on = TrainedOn(None, colours, offsets, (320, 240))
     save_model(model, tmp_path / "deep" / "model.pt", class_names=names)
     copy = load_model(tmp_path / "deep" / "model.pt")
-    assert copy.class_names == names
-    assert copy.class_colours == model.class_colours
-    assert copy.reference_offsets == (-4, -2)
-    assert copy.frame_scale == (320, 240)
+    assert copy.trained_on == TrainedOn(names, colours, offsets, (320, 240))
     assert copy.num_references == model.num_references
     assert not copy.training
     assert copy.config == model.config

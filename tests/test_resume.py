@@ -114,7 +114,7 @@ def test_the_model_file_has_the_weights_and_names(whole_run: Path, root: Path) -
     state = torch.load(whole_run / "last.ckpt", weights_only=True)["state_dict"]
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[f"model.{key}"]), key
-    assert model.class_names == make_data(root).class_table().names
+    assert model.trained_on.class_names == make_data(root).class_table().names
 
 
 def test_refuses_a_folder_with_a_run(root: Path, whole_run: Path) -> None:

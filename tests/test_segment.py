@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,8 +246,10 @@ def test_what_a_model_was_trained_on_is_the_default(tmp_path: Path) -> None:
     by_hand = ["--offsets", "-3", "-1", *SIZE]
     options = ["segment", str(source), "--device", "cpu", "--no-overlay"]
     save_model(model, tmp_path / "plain.pt")
-    model.reference_offsets, model.frame_scale = (-3, -1), (96, 64)
-    model.class_colours = tuple((10 * index, 200, 0) for index in range(5))
+    colours = tuple((10 * index, 200, 0) for index in range(5))
+    model.trained_on = replace(
+        model.trained_on, class_colours=colours, reference_offsets=(-3, -1), frame_scale=(96, 64)
+    )
     save_model(model, tmp_path / "knowing.pt")
     for name, more in (("plain", by_hand), ("knowing", [])):
         chosen = ["--checkpoint", str(tmp_path / f"{name}.pt"), "--out", str(tmp_path / name)]
@@ -256,4 +259,4 @@ def test_what_a_model_was_trained_on_is_the_default(tmp_path: Path) -> None:
     assert len(labels) == 8
     assert all(np.array_equal(labels[name], expected[name]) for name in expected)
     with Image.open(tmp_path / "knowing" / "frames" / "labels" / "frame_0.png") as picture:
-        assert tuple(picture.getpalette()[:15]) == sum(model.class_colours, ())
+        assert tuple(picture.getpalette()[:15]) == sum(colours, ())

@@ -10,7 +10,7 @@ import torch
 
 from tests.support.tiny_streaming import TRANSFORM, kept_bytes, tiny_model, video
 from vss_kernels import upsample_argmax
-from vss_models import VideoSegmentor, create_model
+from vss_models import TrainedOn, VideoSegmentor, create_model
 from vss_models.data import EvaluationTransform
 from vss_models.data.transforms import normalise
 from vss_models.inference.streaming import StreamingSegmenter
@@ -223,7 +223,7 @@ def test_other_offsets() -> None:
 
 def test_the_offsets_a_model_was_trained_with_are_the_default() -> None:
     model = tiny_model("mrcfa_b1", num_references=2)
-    model.reference_offsets = (-5, -1)
+    model.trained_on = TrainedOn(reference_offsets=(-5, -1))
     assert StreamingSegmenter(model).offsets == (-5, -1)
     assert StreamingSegmenter(model, offsets=(-2, -1)).offsets == (-2, -1)
 

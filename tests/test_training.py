@@ -24,7 +24,7 @@ from tests.support.tiny_training import (
     make_module,
     run,
 )
-from vss_models import VideoSegmentor, create_model
+from vss_models import TrainedOn, VideoSegmentor, create_model
 from vss_models.checkpoints import open_model, save_model
 from vss_models.cli import main
 from vss_models.data import ClipTestDataset
@@ -277,10 +277,12 @@ def test_training_lowers_the_loss_and_logs_it(root: Path, tmp_path: Path) -> Non
     assert (images[0].width, images[0].height) == (3 * 96, 2 * 96)
     for name in ("last.pt", "last.ckpt"):
         trained = open_model(tmp_path / name)
-        assert trained.class_names == data.class_table().names
-        assert trained.class_colours == data.class_table().colours
-        assert trained.reference_offsets == tuple(PUBLISHED)
-        assert trained.frame_scale == data.evaluation_transform.scale
+        assert trained.trained_on == TrainedOn(
+            data.class_table().names,
+            data.class_table().colours,
+            tuple(PUBLISHED),
+            data.evaluation_transform.scale,
+        )
 
 
 def test_bfloat16_trains(root: Path, tmp_path: Path) -> None:

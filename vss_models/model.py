@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import reprlib
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 from vss_models.heads.segformer import ClipLogits, FrameState, SegFormerHead
 
 MIN_SIDE = 32
+LONGEST_NAME = 500
+"""Letters of a class name: more than any has, and few enough to draw."""
+LONGEST_SIDE = 65_535
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,55 @@ class ModelConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a model was trained on, so that it can be used without its data set.
+
+    Training sets it and checkpoints keep it. An entry is None where it is not known. Sequences may
+    be lists; they are kept as tuples.
+
+    Attributes:
+        class_names: Names of the K classes.
+        class_colours: Their colours (red, green, blue), 0..255.
+        reference_offsets: The frames the model looks back to, relative to the target, oldest first.
+        frame_scale: (long edge, short edge) in pixels that evaluation frames are fitted into.
+
+    Raises:
+        ValueError: If an entry is of another form than described.
+    """
+
+    class_names: tuple[str, ...] | None = None
+    class_colours: tuple[tuple[int, int, int], ...] | None = None
+    reference_offsets: tuple[int, ...] | None = None
+    frame_scale: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+            "class_names": (_are_names, f"strings of 1 to {LONGEST_NAME} letters"),
+            "class_colours": (_are_colours, "triples of integers 0..255"),
+            "reference_offsets": (_are_offsets, "ascending negative integers"),
+            "frame_scale": (_is_scale, f"two integers 1..{LONGEST_SIDE}"),
+        }
+        for name, (is_valid, expected) in checks.items():
+            value = _as_tuples(getattr(self, name))
+            if value is None:
+                continue
+            if not (isinstance(value, tuple) and is_valid(value)):
+                raise ValueError(f"{name} must be {expected}, got {reprlib.repr(value)}")
+            object.__setattr__(self, name, value)
+
+    def check_fits(self, num_classes: int, num_references: int) -> None:
+        """Raises ValueError unless there are as many classes and references as a model has."""
+        for name, expected in (
+            ("class_names", num_classes),
+            ("class_colours", num_classes),
+            ("reference_offsets", num_references),
+        ):
+            value = getattr(self, name)
+            if value is not None and len(value) != expected:
+                raise ValueError(f"{name} must have {expected} entries, got {len(value)}")
+
+
 class VideoSegmentor(nn.Module):
     """Runs an encoder on every frame of a clip and a head over the clip.
 
@@ -40,18 +94,12 @@ class VideoSegmentor(nn.Module):
     Attributes:
         num_classes: K.
         num_references: R, frames before the target in a clip; 0 for a per-frame model.
-        class_names: Names of the classes.
-        class_colours: Their colours (red, green, blue), 0..255.
-        reference_offsets: The frames it looks back to, relative to the target, oldest first.
-        frame_scale: (long edge, short edge) in pixels that evaluation frames are fitted into.
+        trained_on: What it was trained on.
         encode_together: Whether the frames of a clip pass the encoder as one batch in evaluation.
             False passes them one by one: then the logits are those of
             :class:`vss_models.inference.streaming.StreamingSegmenter` bit for bit. True saves
             launches and rounds differently. None, the default, is False on a CPU, where a batch
             gains nothing, and True on other devices and in compiled and exported programs.
-
-    The four before `encode_together` are None until they are known. Training sets them and
-    checkpoints keep them, so that a model can be used without its data set.
     """
 
     def __init__(
@@ -63,10 +111,7 @@ class VideoSegmentor(nn.Module):
         self.config = config
         self.num_classes = head.num_classes
         self.num_references = head.num_references
-        self.class_names: tuple[str, ...] | None = None
-        self.class_colours: tuple[tuple[int, int, int], ...] | None = None
-        self.reference_offsets: tuple[int, ...] | None = None
-        self.frame_scale: tuple[int, int] | None = None
+        self.trained_on = TrainedOn()
         self.encode_together: bool | None = None
 
     def forward(self, clip: Tensor) -> Tensor | ClipLogits:
@@ -154,4 +199,32 @@ def check_images(name: str, images: Tensor, layout: str) -> None:
         )
 
 
-__all__ = ["ModelConfig", "VideoSegmentor"]
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(entry) for entry in value) if isinstance(value, list | tuple) else value
+
+
+def _are_names(value: tuple[Any, ...]) -> bool:
+    return all(isinstance(name, str) and 0 < len(name) <= LONGEST_NAME for name in value)
+
+
+def _are_colours(value: tuple[Any, ...]) -> bool:
+    return all(
+        isinstance(colour, tuple) and len(colour) == 3 and _are_integers(colour, 0, 255)
+        for colour in value
+    )
+
+
+def _are_offsets(value: tuple[Any, ...]) -> bool:
+    return _are_integers(value, -sys.maxsize, -1) and list(value) == sorted(set(value))
+
+
+def _is_scale(value: tuple[Any, ...]) -> bool:
+    return len(value) == 2 and _are_integers(value, 1, LONGEST_SIDE)
+
+
+def _are_integers(value: tuple[Any, ...], lowest: int, highest: int) -> bool:
+    # A bool is an int to Python.
+    return all(type(number) is int and lowest <= number <= highest for number in value)
+
+
+__all__ = ["ModelConfig", "TrainedOn", "VideoSegmentor"]

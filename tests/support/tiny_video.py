@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vss_models import VideoSegmentor, create_model
+from vss_models import TrainedOn, VideoSegmentor, create_model
 from vss_models.cli import main
 
 SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 1, 1, 1), "embed_dim": 16}
@@ -21,7 +21,7 @@ def tiny_model(name: str = "mrcfa_b0", **overrides: Any) -> VideoSegmentor:
     """A model with random weights so large that labels depend on the frame."""
     torch.manual_seed(3)
     model = create_model(name, 5, **{**SMALL, **overrides}).eval()
-    model.class_names = ("road", "tree", "sky", "person", "car")
+    model.trained_on = TrainedOn(class_names=("road", "tree", "sky", "person", "car"))
     with torch.no_grad():
         for module in model.head.modules():
             if isinstance(module, torch.nn.Conv2d) and module.out_channels == 5:

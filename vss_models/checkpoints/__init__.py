@@ -2,7 +2,6 @@
 
 from vss_models.checkpoints.native import (
     build_model,
-    describe_data,
     describe_model,
     load_model,
     save_model,
@@ -23,7 +22,6 @@ __all__ = [
     "LoadReport",
     "ShapeMismatch",
     "build_model",
-    "describe_data",
     "describe_model",
     "load_backbone",
     "load_model",

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
 
 from vss_models.checkpoints.io import read_file, write_file
 from vss_models.checkpoints.report import CheckpointError
-from vss_models.model import VideoSegmentor
+from vss_models.model import TrainedOn, VideoSegmentor
 from vss_models.registry import create_model
 
 FORMAT = "vss_models"
 FORMAT_VERSION = 1
-
-_OF_THE_DATA = ("class_names", "class_colours", "reference_offsets", "frame_scale")
-"""Attributes of a model that tell what it was trained on; see `VideoSegmentor`."""
 
 
 def save_model(
@@ -30,7 +28,7 @@ def save_model(
     Args:
         model: Model from `create_model`.
         path: File to write; it appears whole or not at all.
-        class_names: Names of the classes; `model.class_names` if left out.
+        class_names: Names of the classes; those of `model.trained_on` if left out.
 
     Raises:
         ValueError: If the model was not built by `create_model`, or the names don't fit it.
@@ -44,26 +42,19 @@ def describe_model(
     """Returns the contents of a checkpoint: plain types and tensors; see `save_model`."""
     if model.config is None:
         raise ValueError("only a model built by create_model can be saved with its settings")
-    names = model.class_names if class_names is None else tuple(class_names)
-    if names is not None and len(names) != model.num_classes:
-        raise ValueError(
-            f"class_names must have {model.num_classes} entries, one per class, got {len(names)}"
-        )
+    trained_on = model.trained_on
+    if class_names is not None:
+        trained_on = replace(trained_on, class_names=tuple(class_names))
+    trained_on.check_fits(model.num_classes, model.num_references)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "name": model.config.name,
         "num_classes": model.config.num_classes,
         "overrides": model.config.overrides,
-        **describe_data(model),
-        "class_names": names,
+        **asdict(trained_on),
         "state_dict": model.state_dict(),
     }
-
-
-def describe_data(model: VideoSegmentor) -> dict[str, Any]:
-    """Returns what the model was trained on, in plain types."""
-    return {name: getattr(model, name) for name in _OF_THE_DATA}
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> VideoSegmentor:
@@ -108,9 +99,9 @@ def build_model(content: dict[str, Any]) -> VideoSegmentor:
         overrides["backbone_options"] = {**overrides["backbone_options"], "pretrained": False}
     model = create_model(content["name"], content["num_classes"], **overrides)
     model.load_state_dict(content["state_dict"])
-    for name in _OF_THE_DATA:
-        setattr(model, name, content.get(name))
+    model.trained_on = TrainedOn(**{f.name: content.get(f.name) for f in fields(TrainedOn)})
+    model.trained_on.check_fits(model.num_classes, model.num_references)
     return model.eval()
 
 
-__all__ = ["build_model", "describe_data", "describe_model", "load_model", "save_model"]
+__all__ = ["build_model", "describe_model", "load_model", "save_model"]

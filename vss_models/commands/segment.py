@@ -83,7 +83,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         inputs = _inputs(parser, options)
         model = chosen_model(parser, options)
         classes = _classes(model, options.classes)
-        scale = tuple(options.size) if options.size else model.frame_scale
+        scale = tuple(options.size) if options.size else model.trained_on.frame_scale
         transform = EvaluationTransform() if scale is None else EvaluationTransform(scale=scale)
         segmenter = StreamingSegmenter(
             model.to(device), options.offsets, transform, options.precision, options.compile
@@ -178,9 +178,10 @@ def _classes(model: VideoSegmentor, listed: Path | None) -> ClassTable:
                 f"{listed} names {len(table)} classes, the model has {model.num_classes}"
             )
         return table
-    if model.class_names is not None:
-        colours = model.class_colours or generated_colours(model.num_classes)
-        return ClassTable(model.class_names, colours)
+    known = model.trained_on
+    if known.class_names is not None:
+        colours = known.class_colours or generated_colours(model.num_classes)
+        return ClassTable(known.class_names, colours)
     vspw = vspw_classes()
     return vspw if len(vspw) == model.num_classes else numbered_classes(model.num_classes)
 

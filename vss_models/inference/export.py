@@ -188,7 +188,7 @@ def _metadata(model: VideoSegmentor, streaming: bool) -> str:
             "model": None if model.config is None else model.config.name,
             "num_references": model.num_references,
             "num_classes": model.num_classes,
-            "class_names": None if model.class_names is None else list(model.class_names),
+            "class_names": model.trained_on.class_names,
             "mean": IMAGENET_MEAN,
             "deviation": IMAGENET_STD,
         }

@@ -63,7 +63,7 @@ class StreamingSegmenter:
         self._check_mode()
         self._program = FrameProgram(model, precision, compile)
         if offsets is None:
-            offsets = model.reference_offsets
+            offsets = model.trained_on.reference_offsets
         if offsets is None:
             offsets = PUBLISHED_OFFSETS if model.num_references else ()
         self.offsets = check_offsets(offsets)

@@ -16,7 +16,6 @@ from vss_models.checkpoints import (
     RUN_KEY,
     CheckpointError,
     LoadReport,
-    describe_data,
     load_backbone,
     load_pretrained,
 )
@@ -24,6 +23,7 @@ from vss_models.data import ClassTable, item_generator, numbered_classes
 from vss_models.heads.segformer import ClipLogits
 from vss_models.inference.compile import CUDA_GRAPH, compiled
 from vss_models.losses import ClipLoss
+from vss_models.model import TrainedOn
 from vss_models.registry import create_model
 from vss_models.training.data import VideoDataModule
 from vss_models.training.evaluate import Evaluator
@@ -134,10 +134,12 @@ class SegmentationModule(pl.LightningModule):
                 "set model.num_classes and data.num_classes alike"
             )
         self.classes = data.class_table()
-        self.model.class_names = self.classes.names
-        self.model.class_colours = self.classes.colours
-        self.model.reference_offsets = tuple(data.offsets) if self.model.num_references else ()
-        self.model.frame_scale = data.evaluation_transform.scale
+        self.model.trained_on = TrainedOn(
+            class_names=self.classes.names,
+            class_colours=self.classes.colours,
+            reference_offsets=tuple(data.offsets) if self.model.num_references else (),
+            frame_scale=data.evaluation_transform.scale,
+        )
         self._evaluator = Evaluator(self.model, data.offsets, self.classes.names)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -241,7 +243,7 @@ class SegmentationModule(pl.LightningModule):
         """Adds what the model was built with, in plain types."""
         checkpoint[RUN_KEY] = {
             **self._built_with(),
-            **describe_data(self.model),
+            **asdict(self.model.trained_on),
             "batches_started": self._batches_started,
         }
 
