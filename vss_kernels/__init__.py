@@ -1,5 +1,6 @@
 """Fused operators for video semantic segmentation."""
 
+from vss_kernels import nn
 from vss_kernels._runtime.backends import BackendError, backend
 from vss_kernels._version import __version__
 from vss_kernels.aggregate_affinity import AggregationWeights, ConvNormLayer, aggregate_affinity
@@ -27,6 +28,7 @@ __all__ = [
     "focal_pool",
     "fuse_pyramid",
     "masked_affinity",
+    "nn",
     "select_tokens",
     "upsample_argmax",
     "upsample_cross_entropy",

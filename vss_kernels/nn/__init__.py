@@ -1,5 +1,6 @@
-"""Modules around the operators: the learned parts that MRCFA and CFFM add to an encoder."""
+"""Modules around the operators: what MRCFA and CFFM add to an encoder, and what ends a network."""
 
+from vss_kernels.nn.dense import FusePyramid, UpsampleArgmax, UpsampleCrossEntropy
 from vss_kernels.nn.focal import FocalAttention, FocalBlock
 from vss_kernels.nn.relation import (
     AffinityAggregation,
@@ -14,5 +15,8 @@ __all__ = [
     "ConvNorm",
     "FocalAttention",
     "FocalBlock",
+    "FusePyramid",
     "RelationAffinity",
+    "UpsampleArgmax",
+    "UpsampleCrossEntropy",
 ]

@@ -59,10 +59,11 @@ class FocalAttention(nn.Module):
 
     def bias(self) -> Tensor:
         """Returns the bias of every query and key of a window, (heads, window ** 2, L)."""
-        parts = [self.window_bias.T[:, self.window_index], self.around_bias[0]]
-        for position, table in enumerate(self.pooled_bias):
-            parts.append(table[:, self.get_buffer(f"pooled_index_{position}")])
-        return torch.cat(parts, dim=-1)
+        tables = [
+            (table, self.get_buffer(f"pooled_index_{position}"))
+            for position, table in enumerate(self.pooled_bias)
+        ]
+        return assemble_bias(self.window_bias, self.window_index, self.around_bias, tables)
 
     def forward(self, target: Tensor, pooled: Sequence[Tensor]) -> Tensor:
         """Attends from every position of the target.
@@ -74,7 +75,7 @@ class FocalAttention(nn.Module):
         Returns:
             Map of shape (B, H, W, C), after the output projection.
         """
-        height, width, dim = target.shape[1:]
+        height, width = target.shape[1:3]
         windows = check_windows("FocalAttention", height, width, self.geometry)
         sizes = [tuple(level.shape[1:3]) for level in pooled]
         if sizes != self.geometry.pooled_cells(windows):
@@ -82,17 +83,70 @@ class FocalAttention(nn.Module):
                 f"FocalAttention: pooled must have {self.geometry.pooled_cells(windows)} cells for "
                 f"a target of {height} x {width} positions, got {sizes}"
             )
-        # Pooled tokens are only looked at, so their queries are not computed.
-        tokens = torch.cat([level.flatten(1, 2) for level in (target, *pooled)], dim=1)
-        query = F.linear(target, self.qkv.weight[:dim], self.qkv.bias[:dim])
-        key_value = F.linear(tokens, self.qkv.weight[dim:], self.qkv.bias[dim:])
-        attended = attend_tokens(
-            query.unflatten(-1, (self.num_heads, -1)),
-            key_value.unflatten(-1, (2, self.num_heads, -1)),
-            self.bias(),
-            self.geometry,
+        return self.proj(
+            attend_maps(target, pooled, self.qkv, self.bias(), self.num_heads, self.geometry)
         )
-        return self.proj(attended.flatten(-2))
+
+
+def assemble_bias(
+    window_table: Tensor,
+    window_index: Tensor,
+    around: Tensor,
+    pooled: Sequence[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Looks the biases of all keys of a window up in their tables.
+
+    Args:
+        window_table: Biases of the window's own keys, ((2 * window - 1) ** 2, heads).
+        window_index: Rows of ``window_table``, (window ** 2, window ** 2).
+        around: Biases of the ring around the window, (1, heads, window ** 2, ring).
+        pooled: For each pooled map its table (heads, (window + kernel - 1) ** 2) and the index
+            into it, (window ** 2, kernel ** 2).
+
+    Returns:
+        The biases, (heads, window ** 2, L).
+    """
+    parts = [window_table.T[:, window_index], around[0]]
+    parts += [table[:, index] for table, index in pooled]
+    return torch.cat(parts, dim=-1)
+
+
+def attend_maps(
+    target: Tensor,
+    pooled: Sequence[Tensor],
+    qkv: nn.Linear,
+    bias: Tensor,
+    num_heads: int,
+    geometry: FocalGeometry,
+) -> Tensor:
+    """Projects the maps and attends from the target to all of them.
+
+    Args:
+        target: Target map (B, H, W, C), H and W multiples of the window.
+        pooled: The pooled maps (B, cells, cells, C): the target's, then each reference's.
+        qkv: Projection to queries, keys and values, in this order, 3 * C rows.
+        bias: Biases (heads, window ** 2, L).
+        num_heads: Number of heads.
+        geometry: Which keys a window sees.
+
+    Returns:
+        Map of shape (B, H, W, C), before an output projection.
+    """
+    dim = target.shape[-1]
+    # Pooled tokens are only looked at, so their queries are not computed.
+    tokens = torch.cat([level.flatten(1, 2) for level in (target, *pooled)], dim=1)
+    query_bias, key_value_bias = (
+        (None, None) if qkv.bias is None else (qkv.bias[:dim], qkv.bias[dim:])
+    )
+    query = F.linear(target, qkv.weight[:dim], query_bias)
+    key_value = F.linear(tokens, qkv.weight[dim:], key_value_bias)
+    attended = attend_tokens(
+        query.unflatten(-1, (num_heads, -1)),
+        key_value.unflatten(-1, (2, num_heads, -1)),
+        bias,
+        geometry,
+    )
+    return attended.flatten(-2)
 
 
 class Mlp(nn.Module):

@@ -120,6 +120,45 @@ def _layers(chain: nn.ModuleList) -> tuple[ConvNormLayer, ...]:
     return tuple(module.layer() for module in chain)  # type: ignore[operator]
 
 
+def relate(
+    projected_target: Sequence[Tensor],
+    projected_references: Sequence[Tensor],
+    target_sizes: Sequence[tuple[int, int]],
+    weights: AggregationWeights,
+    num_selected: int,
+    top: int,
+) -> tuple[Tensor, Tensor]:
+    """Chooses tokens and computes their refined affinity from projected tokens.
+
+    Args:
+        projected_target: Tokens (B, h_s * w_s, C_s) at 1/8, 1/16 and 1/32.
+        projected_references: Tokens (B, R, N, C_s) of the same stages, all on the 1/32 grid.
+        target_sizes: Height and width of the target at the three scales; each scale has twice the
+            sides of the next.
+        weights: The layers of the refinement.
+        num_selected: Number S of tokens kept of each reference frame.
+        top: Number of target positions that vote for a token; all of them if there are fewer.
+
+    Returns:
+        The affinity before the softmax, (B, R, S, Q) with Q target tokens at 1/8, and the positions
+        of the kept tokens (B, R, S).
+    """
+    coarse_target = projected_target[-1]
+    # A tiny frame has fewer target positions than voters; then all of them vote.
+    top = min(top, coarse_target.shape[1])
+    index = select_tokens(coarse_target, projected_references[-1], num_selected, top)
+    fine, middle, coarse = (
+        masked_affinity(target, reference, index)  # (B, R, S, Q_s)
+        .flatten(0, 2)
+        .unflatten(1, size)  # (B*R*S, h_s, w_s)
+        for target, reference, size in zip(
+            projected_target, projected_references, target_sizes, strict=True
+        )
+    )
+    refined = aggregate_affinity(coarse, middle, fine, weights)  # (B*R*S, h_8, w_8)
+    return refined.flatten(1).unflatten(0, index.shape), index
+
+
 class RelationAffinity(nn.Module):
     """The refined affinity of a target frame with the kept tokens of each reference frame.
 
@@ -203,22 +242,14 @@ class RelationAffinity(nn.Module):
             positions of the kept tokens (B, R, S).
         """
         tokens = projected_references[-1].shape[2]
-        coarse_target = projected_target[-1]
-        # A tiny frame has fewer target positions than voters; then all of them vote.
-        top = min(self.top, coarse_target.shape[1])
-        index = select_tokens(
-            coarse_target, projected_references[-1], self.num_selected(tokens), top
+        return relate(
+            projected_target,
+            projected_references,
+            target_sizes,
+            self.aggregation.weights(),
+            self.num_selected(tokens),
+            self.top,
         )
-        fine, middle, coarse = (
-            masked_affinity(target, reference, index)  # (B, R, S, Q_s)
-            .flatten(0, 2)
-            .unflatten(1, size)  # (B*R*S, h_s, w_s)
-            for target, reference, size in zip(
-                projected_target, projected_references, target_sizes, strict=True
-            )
-        )
-        refined = self.aggregation(coarse, middle, fine)  # (B*R*S, h_8, w_8)
-        return refined.flatten(1).unflatten(0, index.shape), index
 
     def forward(
         self, target_maps: Sequence[Tensor], reference_maps: Sequence[Tensor]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vss_kernels import fuse_pyramid
+from vss_kernels.nn.dense import fuse_projected, fused_weights
 
 FUSION_MODES = ("projected", "concatenate")
 
@@ -55,29 +55,15 @@ class PyramidFusion(nn.Module):
 
     def _project(self, features: Sequence[Tensor], fold_norm: bool) -> Tensor:
         weights, bias = self._level_weights(features[0].device.type, fold_norm)
-        levels = []
-        for level, (feature, weight) in enumerate(zip(features, weights, strict=True)):
-            # A product for each image gives (N, E, h, w) whichever way the features are stored.
-            matrices, columns = weight.expand(len(feature), -1, -1), feature.flatten(2)
-            # A resize leaves constants as they are, so one level can carry all four biases.
-            if level == len(weights) - 1:
-                projected = torch.baddbmm(bias[:, None], matrices, columns)
-            else:
-                projected = torch.bmm(matrices, columns)
-            levels.append(projected.unflatten(2, feature.shape[2:]))
-        return fuse_pyramid(levels)
+        return fuse_projected(features, weights, bias)
 
     def _level_weights(self, device_type: str, fold_norm: bool) -> tuple[list[Tensor], Tensor]:
         """Products of the mixing matrix with each level's matrix (E, C_i), and the bias (E,)."""
         # The concatenation starts with the smallest level.
         mixers = list(reversed(self.mix.weight.flatten(1).chunk(len(self.level_projections), 1)))
+        linears = [cast(nn.Linear, linear) for linear in self.level_projections]
+        weights, bias = fused_weights(linears, mixers)
         with torch.autocast(device_type, enabled=False):
-            pairs = [
-                (mixer, cast(nn.Linear, linear))
-                for mixer, linear in zip(mixers, self.level_projections, strict=True)
-            ]
-            weights = [mixer @ linear.weight for mixer, linear in pairs]
-            bias = torch.stack([mixer @ linear.bias for mixer, linear in pairs]).sum(0)
             if fold_norm:
                 norm = self.norm
                 mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
