@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.harness import DEVICE, MODES
+from benchmarks.harness import DEVICE, MODES, ON_GPU, on_machine
 from tests.support.aggregation_cases import PUBLISHED, aggregate_with, make_maps, make_parameters
 from tests.support.precision import assert_as_accurate_as_eager
 from vss_kernels import AggregationWeights, ConvNormLayer, aggregate_affinity
 from vss_kernels.nn import AffinityAggregation
 
 # name: (maps, rows and columns of the coarse grid)
-CASES = (
-    {"480x480, 2 clips": (672, 15, 15), "480x864": (606, 15, 27)}
-    if DEVICE == "cuda"
-    else {"480x480": (336, 15, 15)}
+CASES = on_machine(
+    gpu={"480x480, 2 clips": (672, 15, 15), "480x864": (606, 15, 27)},
+    cpu={"480x480": (336, 15, 15)},
+    dry_run={"480x480, 2 clips": (2, 3, 3), "480x864": (2, 3, 5)},
 )
-DTYPES = [torch.float32, torch.bfloat16] if DEVICE == "cuda" else [torch.float32]
-GRAPHS = ["eager graph", "native graph"] if DEVICE == "cuda" else []
+DTYPES = [torch.float32, torch.bfloat16] if ON_GPU else [torch.float32]
+GRAPHS = ["eager graph", "native graph"] if ON_GPU else []
 
 
 @pytest.mark.parametrize("implementation", ["eager", "compiled", "native", *GRAPHS])
@@ -37,6 +37,7 @@ def bench_aggregation(variant, case, dtype, mode, implementation, measure):
             (*maps, make_parameters(chains, dtype, DEVICE)),
             "aggregate_affinity",
             "native",
+            exact_device=DEVICE,
         )
     weights = AffinityAggregation(PUBLISHED[variant]).to(DEVICE, dtype).weights()
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.attention.flex_attention import flex_attention
 
 import vss_kernels
-from benchmarks.harness import DEVICE, MODES
+from benchmarks.harness import DEVICE, DRY_RUN, MODES, ON_GPU, compiled_for_gpu
 from benchmarks.precisions import PRECISIONS, named, products_in
 from tests.support.precision import SLACK, error, outputs_and_gradients
 from vss_kernels import FocalGeometry
@@ -21,15 +21,17 @@ from vss_kernels.focal_attention.geometry import PADDING, PADDING_LOGIT, key_tab
 from vss_kernels.focal_attention.tables import num_tokens
 from vss_kernels.nn import FocalBlock
 
-HEADS, HEAD_DIM = 8, 32
+HEADS, HEAD_DIM = (1, 16) if DRY_RUN else (8, 32)
 REFERENCES = 3
 # name: (clips, rows and columns of windows): the 1/8 map, padded to whole windows
 CASES = {"480x480 B1": (1, (9, 9)), "480x480 B2": (2, (9, 9)), "480x864 B1": (1, (9, 16))}
-FUSED = ["eager graph", "triton", "triton graph"] if DEVICE == "cuda" else ["native"]
+if DRY_RUN:
+    CASES = dict.fromkeys(CASES, (1, (1, 2)))
+FUSED = ["eager graph", "triton", "triton graph"] if ON_GPU else ["native"]
 FLEX = "compiled flex_attention"
-FLEXES = [FLEX, f"{FLEX} graph"] if DEVICE == "cuda" else [FLEX]
+FLEXES = [FLEX, f"{FLEX} graph"] if ON_GPU else [FLEX]
 CHOSEN = ["eager", "fused"]
-CHOSEN += [f"{name} graph" for name in CHOSEN] if DEVICE == "cuda" else []
+CHOSEN += [f"{name} graph" for name in CHOSEN] if ON_GPU else []
 
 
 def make_inputs(case: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,7 +90,7 @@ def check_flex(function, inputs: tuple[Tensor, ...], case: str, mode: str) -> No
     with vss_kernels.backend("eager"):
         exact = outputs_and_gradients(attend, [tensor.double().cpu() for tensor in inputs])
         eager = outputs_and_gradients(attend, inputs)
-    call = torch.compile(function)
+    call = compiled_for_gpu(function)
     try:
         with torch.set_grad_enabled(mode != "forward"):
             found = (call(*inputs),) if mode == "forward" else outputs_and_gradients(call, inputs)
@@ -105,7 +107,7 @@ def check_flex(function, inputs: tuple[Tensor, ...], case: str, mode: str) -> No
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", CASES)
 def bench_focal_attention(case, precision, mode, implementation, measure):
-    if DEVICE == "cpu" and implementation == "compiled" and mode != "forward":
+    if not ON_GPU and implementation == "compiled" and mode != "forward":
         pytest.skip("PyTorch 2.11's compiled backward pass corrupts memory on two CPU threads")
     with products_in(precision) as dtype:
         inputs = make_inputs(case, dtype)
@@ -133,7 +135,7 @@ def bench_focal_attention(case, precision, mode, implementation, measure):
 @pytest.mark.parametrize("case", ["480x480 B2"])
 def bench_two_focal_blocks(case, precision, mode, implementation, measure):
     """Two whole blocks as in CFFM-B1's head, with gradients of all weights."""
-    clips, side, channels = 2, 60, HEADS * HEAD_DIM
+    clips, side, channels = 2, 7 if DRY_RUN else 60, HEADS * HEAD_DIM
     with products_in(precision) as dtype:
         torch.manual_seed(0)
         blocks = torch.nn.ModuleList([FocalBlock(channels, HEADS) for _ in range(2)])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.harness import DEVICE, MODES
+from benchmarks.harness import MODES, ON_GPU
 from benchmarks.precisions import PRECISIONS, named, products_in
 from benchmarks.relation_sizes import CASES, kept, make_tokens
 from vss_kernels import masked_affinity, select_tokens
 
-GPU = ["eager graph", "triton", "triton graph"] if DEVICE == "cuda" else []
+GPU = ["eager graph", "triton", "triton graph"] if ON_GPU else []
 
 
 @pytest.mark.parametrize("implementation", ["eager", "compiled", *GPU])

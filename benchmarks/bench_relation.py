@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import vss_kernels
-from benchmarks.harness import DEVICE, MODES
+from benchmarks.harness import DEVICE, MODES, ON_GPU
 from benchmarks.precisions import PRECISIONS, named, products_in
 from benchmarks.relation_sizes import CASES, Case, kept, make_tokens
 from tests.support.aggregation_cases import PUBLISHED
@@ -20,9 +20,7 @@ from vss_kernels.nn import AffinityAggregation
 IMPLEMENTATIONS = ["eager", "compiled", "fused", "eager graph", "fused graph"]
 
 
-@pytest.mark.skipif(
-    DEVICE == "cpu", reason="needs a CUDA device; on a CPU see bench_aggregate_affinity"
-)
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device; on a CPU see bench_aggregate_affinity")
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.harness import DEVICE, implementation_of
+from benchmarks.harness import ON_GPU, implementation_of
 from benchmarks.relation_sizes import CASES, kept, make_tokens
 from vss_kernels import select_tokens
 
-GPU = ["eager graph", "triton", "triton graph"] if DEVICE == "cuda" else []
+GPU = ["eager graph", "triton", "triton graph"] if ON_GPU else []
 
 
 @pytest.mark.parametrize("implementation", ["eager", "compiled", *GPU])

@@ -13,15 +13,24 @@ import functools
 import pytest
 import torch
 
-from benchmarks.harness import DEVICE, ROUNDS, implementation_of, record
+from benchmarks.harness import (
+    DEVICE,
+    DRY_RUN,
+    ON_GPU,
+    ROUNDS,
+    fresh_graph_pools,
+    implementation_of,
+    record,
+)
 from vss_kernels import upsample_argmax
 from vss_models import create_model
 from vss_models.inference.streaming import StreamingSegmenter
 
 CLASSES = 124
-SIZE, NETWORK_SIZE = (480, 853), (480, 864)
+SIZE, NETWORK_SIZE = ((60, 50), (64, 64)) if DRY_RUN else ((480, 853), (480, 864))
+MODELS = ("mrcfa_b0", "cffm_b0") if DRY_RUN else ("mrcfa_b1", "cffm_b1")
 SETTINGS = {"streaming eager": {}, "streaming": {}}
-if DEVICE == "cuda":
+if ON_GPU:
     SETTINGS["streaming compiled"] = {"compile": "inductor"}
     SETTINGS["streaming cuda-graph"] = {"compile": "cuda-graph"}
     SETTINGS["streaming bfloat16 cuda-graph"] = {"compile": "cuda-graph", "precision": "bfloat16"}
@@ -38,8 +47,9 @@ def clip_labels(model, clip):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "clip", *SETTINGS])
-@pytest.mark.parametrize("name", ["mrcfa_b1", "cffm_b1"])
+@pytest.mark.parametrize("name", MODELS)
 def bench_streaming(name, implementation, benchmark):
+    pools_before = fresh_graph_pools()
     torch.manual_seed(1)
     frames = torch.randn(10, 1, 3, *NETWORK_SIZE, device=DEVICE)
     clip = frames[[0, 3, 6, 9]].transpose(0, 1).contiguous()
@@ -52,7 +62,8 @@ def bench_streaming(name, implementation, benchmark):
     with implementation_of((), "eager" if implementation.endswith("eager") else "fused"):
         with torch.inference_mode():
             if implementation in SETTINGS:
-                stream = StreamingSegmenter(model, **SETTINGS[implementation])
+                settings = {} if DRY_RUN else SETTINGS[implementation]
+                stream = StreamingSegmenter(model, **settings)
                 logits = [stream.step_logits(frame) for frame in frames][-1]
                 run = functools.partial(stream.step, frames[-1], SIZE)
             else:
@@ -70,5 +81,6 @@ def bench_streaming(name, implementation, benchmark):
             mode="forward",
             implementation=implementation,
             # A clip takes seconds on a CPU.
-            rounds=ROUNDS if DEVICE == "cuda" else 5,
+            rounds=ROUNDS if ON_GPU else 5,
+            pools_before=pools_before,
         )

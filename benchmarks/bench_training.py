@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.harness import DEVICE, implementation_of, record
+from benchmarks.harness import (
+    DEVICE,
+    DRY_RUN,
+    ON_GPU,
+    fresh_graph_pools,
+    implementation_of,
+    on_machine,
+    record,
+)
 from vss_models import create_model
 from vss_models.backbones.mit import DropPath
 from vss_models.inference.compile import compiled
@@ -19,11 +27,11 @@ from vss_models.losses import ClipLoss
 
 CLASSES = 124
 MODELS = ("mrcfa_b1", "cffm_b1") if DEVICE == "cuda" else ("mrcfa_b0", "cffm_b0")
-CLIPS, SIDE = (2, 480) if DEVICE == "cuda" else (1, 128)
-DTYPES = [torch.float32, torch.bfloat16] if DEVICE == "cuda" else [torch.float32]
+CLIPS, SIDE = on_machine(gpu=(2, 480), cpu=(1, 128), dry_run=(1, 64))
+DTYPES = [torch.float32, torch.bfloat16] if ON_GPU else [torch.float32]
 # "eager projected" multiplies the fusion's matrices first; "fused" is what runs by default, then
 # by how it is compiled.
-REPLAYS = ["fused cuda-graph"] if DEVICE == "cuda" else []
+REPLAYS = ["fused cuda-graph"] if ON_GPU else []
 IMPLEMENTATIONS = ["eager", "eager projected", "fused", "fused inductor", *REPLAYS]
 # How far the loss may be from the baseline's in float32, relative to it.
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
@@ -48,7 +56,7 @@ def make_step(name, fusion, dtype, how, clip, labels):
     def forward():
         return loss(model(clip), labels)
 
-    call = compiled(forward, how) if how else forward
+    call = compiled(forward, how) if how and not DRY_RUN else forward
 
     def step():
         model.zero_grad(set_to_none=True)
@@ -65,6 +73,7 @@ def make_step(name, fusion, dtype, how, clip, labels):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def bench_training_step(name, dtype, implementation, benchmark):
+    pools_before = fresh_graph_pools()
     torch.manual_seed(1)
     clip = torch.randn(CLIPS, 4, 3, SIDE, SIDE, device=DEVICE)
     labels = torch.randint(CLASSES, (CLIPS, 4, SIDE, SIDE), dtype=torch.uint8, device=DEVICE)
@@ -85,4 +94,5 @@ def bench_training_step(name, dtype, implementation, benchmark):
             dtype=dtype,
             mode="forward+backward",
             implementation=implementation,
+            pools_before=pools_before,
         )

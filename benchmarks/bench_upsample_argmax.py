@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.harness import DEVICE, implementation_of
+from benchmarks.harness import DEVICE, DRY_RUN, ON_GPU, implementation_of
 from vss_kernels import upsample_argmax
 
 CLASSES = 124
@@ -15,7 +15,12 @@ FRAMES = {
     "one resize": ((480, 864), None),
     "two resizes": ((480, 853), (480, 864)),
 }
-GRAPHS = ["eager graph", "native graph"] if DEVICE == "cuda" else []
+FRAME_SIZE = (120, 216)
+if DRY_RUN:
+    FRAMES = {"one resize": ((8, 16), None), "two resizes": ((8, 15), (8, 16))}
+    FRAME_SIZE = (2, 4)
+DTYPES = [torch.float32, torch.bfloat16] if ON_GPU else [torch.float32]
+GRAPHS = ["eager graph", "native graph"] if ON_GPU else []
 
 
 def upsampled(logits, size, through):
@@ -34,17 +39,18 @@ def check_classes(logits, size, through):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "compiled", "native", *GRAPHS])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", FRAMES)
-def bench_upsample_argmax(case, implementation, measure):
+def bench_upsample_argmax(case, dtype, implementation, measure):
     size, through = FRAMES[case]
-    logits = torch.randn(1, CLASSES, 120, 216, device=DEVICE)
+    logits = torch.randn(1, CLASSES, *FRAME_SIZE, device=DEVICE, dtype=dtype)
     with implementation_of(("upsample_argmax",), implementation):
         check_classes(logits, size, through)
     measure(
         lambda tensor: upsample_argmax(tensor, size, through),
         (logits,),
         operator="upsample_argmax",
-        case=f"{CLASSES}x120x216, {case}",
+        case=f"{CLASSES}x{FRAME_SIZE[0]}x{FRAME_SIZE[1]}, {case}",
         mode="forward",
         implementation=implementation,
         check=False,

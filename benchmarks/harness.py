@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 import vss_kernels
 from benchmarks.floor import floor
-from tests.support.memory import peak_memory
+from tests.support.memory import graph_pool_memory, peak_memory
 from tests.support.precision import assert_as_accurate_as_eager
 from tests.support.repeats import captured
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# A dry run goes through every benchmark of a GPU at tiny sizes on a CPU, so that no time on a GPU
+# is lost to a mistake. What it measures means nothing.
+DRY_RUN = DEVICE == "cpu" and os.environ.get("VSS_BENCHMARKS_DRY_RUN") == "1"
+ON_GPU = DEVICE == "cuda" or DRY_RUN
 MODES = ("forward", "forward+backward")
-ROUNDS = 20
+ROUNDS = 1 if DRY_RUN else 20
+# Calls in one timing on a GPU: enough to hide the clock's resolution, in about this many seconds.
+MOST_ITERATIONS, ITERATIONS_SECONDS = 20, 5e-3
+
+Choice = TypeVar("Choice")
+
+
+def on_machine(*, gpu: Choice, cpu: Choice, dry_run: Choice) -> Choice:
+    """Returns the benchmark's setting for where it runs: a GPU, a CPU, or a dry run of the first.
+
+    Args:
+        gpu: The published sizes.
+        cpu: The same, or fewer of them.
+        dry_run: As many cases as ``gpu`` has, tiny ones.
+    """
+    if DRY_RUN:
+        return dry_run
+    return gpu if DEVICE == "cuda" else cpu
 
 
 def timer() -> float:
@@ -37,15 +60,53 @@ def implementation_of(operators: Sequence[str], name: str) -> Iterator[None]:
     if name.startswith("fused"):
         yield
         return
-    backend = "eager" if name.startswith("compiled") else name.removesuffix(" graph")
-    with vss_kernels.backend(backend, *operators):
+    with vss_kernels.backend(backend_of(name), *operators):
         yield
+
+
+def backend_of(implementation: str) -> str:
+    """Returns the backend behind an implementation's name; eager for compiled eager."""
+    backend = implementation.removesuffix(" graph")
+    if backend.startswith("compiled"):
+        return "eager"
+    # Tests run Triton's kernels in its interpreter; that would take a dry run minutes.
+    return "eager" if backend == "triton" and DRY_RUN else backend
+
+
+def compiled_for_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function with torch.compile; a dry run leaves it as it is."""
+    return function if DRY_RUN else torch.compile(function)
 
 
 def as_graph(run: Callable[[], object]) -> Callable[[], object]:
     """Captures ``run`` in a CUDA graph, so that only the GPU's own time is measured."""
+    if DRY_RUN:
+        return run
     graph, _ = captured(run)
     return graph.replay
+
+
+def fresh_graph_pools() -> float:
+    """Drops the CUDA graphs of earlier benchmarks.
+
+    Returns:
+        MiB that pools of CUDA graphs still hold: the ``pools_before`` of :func:`record`.
+    """
+    torch._dynamo.reset()
+    gc.collect()
+    if DEVICE == "cpu":
+        return 0.0
+    torch.cuda.empty_cache()
+    return graph_pool_memory(torch.cuda.memory_snapshot())
+
+
+def iterations_for(run: Callable[[], object]) -> int:
+    """Returns how many calls one timing on a GPU takes."""
+    if DEVICE == "cpu":
+        return 1
+    start = timer()
+    run()
+    return max(1, min(MOST_ITERATIONS, round(ITERATIONS_SECONDS / (timer() - start))))
 
 
 def record(
@@ -58,7 +119,7 @@ def record(
     mode: str,
     implementation: str,
     rounds: int = ROUNDS,
-    iterations: int = 1,
+    pools_before: float | None = None,
     least_seconds: float | None = None,
 ) -> None:
     """Times what has been checked, and keeps its peak memory with it.
@@ -72,10 +133,13 @@ def record(
         mode: One of :data:`MODES`.
         implementation: As for :class:`Measure`; with `` graph`` at its end ``run`` is captured.
         rounds: Timings to take.
-        iterations: Calls in one timing.
+        pools_before: Result of :func:`fresh_graph_pools` before ``run`` was made, where ``run``
+            itself replays CUDA graphs. A replay allocates nothing: its memory is the graphs' pool.
         least_seconds: What the GPU needs at least, see :mod:`benchmarks.floor`; None if unknown.
     """
     memory = peak_memory(run)
+    if pools_before is not None and DEVICE == "cuda":
+        memory += graph_pool_memory(torch.cuda.memory_snapshot()) - pools_before
     timed = as_graph(run) if implementation.endswith(" graph") else run
     benchmark._timer = timer
     benchmark.group = f"{operator} {case} {dtype} {mode}"
@@ -88,15 +152,19 @@ def record(
         peak_mib=memory,
         least_seconds=least_seconds,
     )
-    benchmark.pedantic(timed, rounds=rounds, iterations=iterations, warmup_rounds=min(rounds, 3))
+    benchmark.pedantic(
+        timed,
+        rounds=rounds,
+        iterations=iterations_for(timed),
+        warmup_rounds=0 if DRY_RUN else min(rounds, 3),
+    )
 
 
 class Measure:
     """Checks, times and records one implementation of one case."""
 
-    def __init__(self, benchmark: Any, node_name: str) -> None:
+    def __init__(self, benchmark: Any) -> None:
         self.benchmark = benchmark
-        self.node_name = node_name
 
     def __call__(
         self,
@@ -127,9 +195,12 @@ class Measure:
         """
         operators = operator.split("+")
         if implementation not in ("eager", "eager graph") and check:
-            backend = "eager" if implementation.startswith("compiled") else implementation
             assert_as_accurate_as_eager(
-                function, inputs, operators[0], backend.removesuffix(" graph")
+                function,
+                inputs,
+                operators[0],
+                backend_of(implementation),
+                exact_device=DEVICE,
             )
         run = self._runner(function, inputs, mode, implementation.startswith("compiled"))
         with implementation_of(operators, implementation):
@@ -142,7 +213,6 @@ class Measure:
                 dtype=inputs[0].dtype,
                 mode=mode,
                 implementation=implementation,
-                iterations=20 if DEVICE == "cuda" else 1,
                 least_seconds=self._least(function, inputs, mode, flops),
             )
 
@@ -170,7 +240,7 @@ class Measure:
     def _runner(
         function: Callable[..., Tensor], inputs: Sequence[Tensor], mode: str, compiled: bool
     ) -> Callable[[], object]:
-        call = torch.compile(function) if compiled else function
+        call = compiled_for_gpu(function) if compiled else function
         if mode == "forward":
 
             def run() -> object:
@@ -188,33 +258,43 @@ class Measure:
         return run_with_backward
 
 
-def rows_of(benchmarks: Sequence[Any]) -> list[dict[str, object]]:
-    """Turns a run's statistics into rows: each implementation compared with eager's median.
+class Comparison:
+    """Turns measurements into rows, each compared with eager's median as soon as both are known.
 
     Absolute times are kept for GPUs only: a shared CPU's say nothing to anyone else.
     """
-    medians = {}
-    for entry in benchmarks:
-        graph = entry.extra_info["implementation"].endswith(" graph")
-        medians[entry.group, entry.extra_info["implementation"]] = entry.stats.median, graph
-    rows = []
-    for entry in benchmarks:
-        information = dict(entry.extra_info)
-        baseline = (
-            "eager graph" if medians[entry.group, information["implementation"]][1] else "eager"
-        )
-        if (entry.group, baseline) not in medians:
-            continue
-        ratio = medians[entry.group, baseline][0] / entry.stats.median
-        least = information.pop("least_seconds")
-        rows.append(
-            {
-                **information,
-                "times_faster_than_eager": f"{ratio:.2f}",
-                "spread": f"{entry.stats.iqr / entry.stats.median:.2f}",
-                "peak_mib": f"{information['peak_mib']:.1f}",
-                "fraction_of_floor": "" if least is None else f"{least / entry.stats.median:.3f}",
-                "median_ms": f"{entry.stats.median * 1e3:.4f}" if DEVICE == "cuda" else "",
-            }
-        )
-    return rows
+
+    def __init__(self) -> None:
+        self._baselines: dict[tuple[str, str], float] = {}
+        self._waiting: dict[tuple[str, str], list[Any]] = {}
+
+    def add(self, entry: Any) -> list[dict[str, object]]:
+        """Takes a measurement of pytest-benchmark; returns the rows that are complete now.
+
+        A graph's replay is compared with the replay of eager. Rows whose baseline is never measured
+        are never returned.
+        """
+        implementation = entry.extra_info["implementation"]
+        baseline = "eager graph" if implementation.endswith(" graph") else "eager"
+        key = (entry.group, baseline)
+        if implementation == baseline:
+            self._baselines[key] = entry.stats.median
+        elif key not in self._baselines:
+            self._waiting.setdefault(key, []).append(entry)
+            return []
+        complete = [entry, *self._waiting.pop(key, [])]
+        return [_row(measured, self._baselines[key]) for measured in complete]
+
+
+def _row(entry: Any, baseline: float) -> dict[str, object]:
+    information = dict(entry.extra_info)
+    least = information.pop("least_seconds")
+    median = entry.stats.median
+    return {
+        **information,
+        "times_faster_than_eager": f"{baseline / median:.2f}",
+        "spread": f"{entry.stats.iqr / median:.2f}",
+        "peak_mib": f"{information['peak_mib']:.1f}",
+        "fraction_of_floor": "" if least is None else f"{least / median:.3f}",
+        "median_ms": f"{median * 1e3:.4f}" if DEVICE == "cuda" else "",
+    }

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.harness import DEVICE
+from benchmarks.harness import ON_GPU
 
 # name: (dtype of the tensors, how PyTorch and the kernels may round products of float32)
 PRECISIONS = {
     "float32": (torch.float32, "highest"),
     "bfloat16": (torch.bfloat16, "highest"),
 }
-if DEVICE == "cuda":
+if ON_GPU:
     PRECISIONS["tf32"] = (torch.float32, "high")
 
 

@@ -17,7 +17,7 @@ import torch
 from vss_models.atomic import atomic_write
 
 COLUMNS = (
-    "date", "commit", "device", "torch", "triton", "operator", "case", "dtype", "mode",
+    "date", "commit", "device", "driver", "torch", "triton", "operator", "case", "dtype", "mode",
     "implementation", "times_faster_than_eager", "spread", "peak_mib", "fraction_of_floor",
     "median_ms",
 )  # fmt: skip
@@ -28,6 +28,15 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def driver_version() -> str:
+    """Returns the version of the GPU's driver; an empty text where there is none to ask."""
+    if not torch.cuda.is_available() or shutil.which("nvidia-smi") is None:
+        return ""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip().partition("\n")[0] if result.returncode == 0 else ""
 
 
 def commit() -> str:
@@ -59,19 +68,44 @@ def commit() -> str:
     return head + ("+" if changed else "")
 
 
-def append_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Appends rows to a CSV file through a temporary file, so that it is never half written."""
-    environment = {
+def machine() -> dict[str, object]:
+    """Returns the columns that say when, where and on which sources rows are measured.
+
+    Raises:
+        RuntimeError: As for :func:`commit`.
+    """
+    return {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "device": device_name(),
+        "driver": driver_version(),
         "torch": torch.__version__,
         "triton": metadata.version("triton"),
     }
-    existing = path.read_text() if path.exists() else ",".join(COLUMNS) + "\n"
+
+
+def append_rows(
+    path: Path, rows: Sequence[dict[str, object]], measured_on: dict[str, object] | None = None
+) -> None:
+    """Appends rows to a CSV file through a temporary file, so that it is never half written.
+
+    Args:
+        path: The file; it is made if it does not exist.
+        rows: The other columns.
+        measured_on: Result of :func:`machine`, which is asked if this is not given.
+
+    Raises:
+        RuntimeError: As for :func:`commit`.
+        ValueError: The file has other columns.
+    """
+    measured_on = machine() if measured_on is None else measured_on
+    header = ",".join(COLUMNS)
+    existing = path.read_text() if path.exists() else header + "\n"
+    if existing.partition("\n")[0] != header:
+        raise ValueError(f"{path} must have the columns {header}; move it away to begin a new one")
     path.parent.mkdir(parents=True, exist_ok=True)
     # On the disk before it is named, as always: a borrowed machine may go away at any time.
     with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         file.write(existing)
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writerows({**environment, **row} for row in rows)
+        writer.writerows({**measured_on, **row} for row in rows)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 MIB = 2**20
+ORDINARY_POOL = (0, 0)
+
+
+def graph_pool_memory(segments: Sequence[Mapping[str, Any]]) -> float:
+    """Returns the GPU memory that the private pools of CUDA graphs hold, in MiB.
+
+    Args:
+        segments: Result of :func:`torch.cuda.memory_snapshot`.
+    """
+    sizes = (
+        segment["total_size"]
+        for segment in segments
+        if tuple(segment["segment_pool_id"]) != ORDINARY_POOL
+    )
+    return sum(sizes) / MIB
 
 
 def peak_memory(run: Callable[[], object]) -> float:

@@ -50,6 +50,7 @@ def assert_as_accurate_as_eager(
     operator: str,
     backend: str,
     positive: bool = False,
+    exact_device: str = "cpu",
 ) -> None:
     """Asserts err(kernel, fp64) <= 2 * err(eager, fp64) + slack, for the result and gradients.
 
@@ -60,10 +61,13 @@ def assert_as_accurate_as_eager(
         backend: The backend to test.
         positive: Draw a positive cotangent. With positive inputs no sum then cancels, and an error
             relative to the result measures the kernel even where only a few terms are summed.
+        exact_device: Where eager computes the float64 reference; large inputs need a GPU for it.
     """
-    exact_inputs = [t.double().cpu() if t.is_floating_point() else t.cpu() for t in inputs]
+    exact_inputs = [
+        t.to(exact_device, torch.float64 if t.is_floating_point() else t.dtype) for t in inputs
+    ]
     with vss_kernels.backend("eager", operator):
-        exact = outputs_and_gradients(function, exact_inputs, positive)
+        exact = [t.cpu() for t in outputs_and_gradients(function, exact_inputs, positive)]
         eager = outputs_and_gradients(function, inputs, positive)
     with vss_kernels.backend(backend, operator):
         fused = outputs_and_gradients(function, inputs, positive)
