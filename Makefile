@@ -39,7 +39,7 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python -m pytest benchmarks --results benchmarks/results/$(if $(shell command -v nvidia-smi),gpu,cpu).csv
+	$(BIN)/python -m pytest benchmarks/bench_*.py --results benchmarks/results/$(if $(shell command -v nvidia-smi),gpu,cpu).csv
 	$(BIN)/python -m benchmarks.report
 
 sanitize: install

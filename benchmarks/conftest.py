@@ -82,9 +82,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     kept: dict[tuple[object, ...], pytest.Item] = {}
     for item in items:
-        arguments = item.callspec.params if isinstance(item, pytest.Function) else {}
-        names = ("mode", "implementation")
-        kept.setdefault((item.nodeid.partition("[")[0], *map(arguments.get, names)), item)
+        arguments = getattr(item, "callspec", None)
+        chosen = {} if arguments is None else arguments.params
+        key = (item.nodeid.partition("[")[0], chosen.get("mode"), chosen.get("implementation"))
+        kept.setdefault(key, item)
     left_out = [item for item in items if item not in kept.values()]
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept.values()
