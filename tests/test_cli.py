@@ -50,10 +50,24 @@ def test_vspw_configurations_hold_the_published_recipe(
     assert data["num_classes"] == 124
     assert data["offsets"] == ([] if model.startswith("segformer") else [-9, -6, -3])
     assert data["batch_size"] == 2
-    assert data["train_transform"]["crop"] == [480, 480]
+    assert data["train_transform"] == {
+        "scale": [853, 480],
+        "ratio_range": [0.5, 2.0],
+        "crop": [480, 480],
+        "max_class_fraction": 0.75,
+        "tries": 11,
+        "flip": 0.5,
+        "photometric": {
+            "brightness": 32.0,
+            "contrast": [0.5, 1.5],
+            "saturation": [0.5, 1.5],
+            "hue": 36,
+            "probability": 0.5,
+        },
+    }
     assert data["evaluation_transform"] == {"scale": [853, 480], "divisor": 32}
     trainer = config["trainer"]
-    assert (trainer["max_steps"], trainer["precision"]) == (160_000, "bf16-mixed")
+    assert (trainer["max_steps"], trainer["precision"]) == (160_000, "32-true")
     assert trainer["sync_batchnorm"] is True
     assert config["checkpoints"]["every_n_steps"] == 4000
 
@@ -76,7 +90,7 @@ def test_the_command_line_overrides_a_configuration(capsys: pytest.CaptureFixtur
         "--data.offsets=[-3,-2,-1]",
         "--data.train_transform.crop=[96,160]",
         "--trainer.accumulate_grad_batches=4",
-        "--trainer.precision=32-true",
+        "--trainer.precision=bf16-mixed",
     )
     assert config["model"]["optimizer"]["lr"] == 1e-4
     assert config["model"]["optimizer"]["warmup_steps"] == 1500
@@ -84,6 +98,7 @@ def test_the_command_line_overrides_a_configuration(capsys: pytest.CaptureFixtur
     assert config["data"]["offsets"] == [-3, -2, -1]
     assert config["data"]["train_transform"]["crop"] == [96, 160]
     assert config["trainer"]["accumulate_grad_batches"] == 4
+    assert config["trainer"]["precision"] == "bf16-mixed"
 
 
 def test_a_file_can_follow_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
