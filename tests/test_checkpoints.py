@@ -16,6 +16,7 @@ from vss_models.checkpoints import (
     load_backbone,
     load_model,
     load_released,
+    open_model,
     save_model,
     save_released,
     to_released,
@@ -100,7 +101,12 @@ def test_report_names_every_deviation_of_the_head(
     torch.save({"state_dict": state}, tmp_path / "other.pth")
     model = small(num_classes=5)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    report = load_released(model, tmp_path / "other.pth")
+    with pytest.raises(
+        CheckpointError, match=r"not the model's; .*strict=False(.|\n)*missing: dec"
+    ):
+        load_released(model, tmp_path / "other.pth")
+    assert_same(before, model.state_dict())
+    report = load_released(model, tmp_path / "other.pth", strict=False)
     printed = capsys.readouterr().out
     assert report.missing == ("decode_head.sr2.bias",)
     assert report.unexpected == ("decode_head.decoder_swin.blocks.0.attn.qkv.weight",)
@@ -118,6 +124,48 @@ def test_report_names_every_deviation_of_the_head(
     changed = {key for key in after if not torch.equal(before[key], after[key])}
     counters = {key for key in after if key.endswith("num_batches_tracked")}
     assert changed == set(after) - classifiers - counters - {"head.reference_reductions.0.bias"}
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("CFFM", "mrcfa_b1"),
+        ("MRCFA", "cffm_b1"),
+        ("MRCFA", "segformer_b1"),
+        ("SegFormer", "cffm_b1"),
+    ],
+)
+def test_another_methods_head_is_refused(tmp_path: Path, family: str, name: str) -> None:
+    save_released(small(f"{family.lower()}_b1"), tmp_path / "released.pth")
+    model = small(name)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=f"a head of {family} that is not the model's"):
+        load_released(model, tmp_path / "released.pth")
+    assert_same(before, model.state_dict())
+    report = load_released(model, tmp_path / "released.pth", strict=False, verbose=False)
+    assert report.missing or report.unexpected
+    with pytest.raises(CheckpointError, match=f"is of {family}, not of {name}"):
+        open_model(tmp_path / "released.pth", name)
+
+
+def test_a_cffmpp_file_is_named_and_refused(tmp_path: Path) -> None:
+    source = scramble(small("cffm_b1"))
+    state = to_released(source)
+    state["decode_head.linear_pred3.weight"] = torch.zeros(5, 32, 1, 1)
+    state["decode_head.decoder_swin.blocks.0.norm1.weight"] = torch.zeros(32)
+    path = tmp_path / "cffmpp.pth"
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(
+        CheckpointError, match=r"cffmpp\.pth is of CFFM\+\+, a model that this prog"
+    ):
+        open_model(path, "cffm_b1")
+    with pytest.raises(CheckpointError, match=r"a head of CFFM\+\+ that is not the model's"):
+        load_released(small("cffm_b1"), path)
+    # What is CFFM's in it can be asked for.
+    model = small("cffm_b1")
+    report = load_released(model, path, strict=False, verbose=False)
+    assert len(report.unexpected) == 2
+    assert_same(model.state_dict(), source.state_dict())
 
 
 @pytest.mark.parametrize(

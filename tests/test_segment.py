@@ -221,7 +221,7 @@ def test_files_of_every_kind_open(tmp_path: Path) -> None:
         open_model(tmp_path / "released.pth")
     with pytest.raises(CheckpointError, match="is not the model's"):
         open_model(tmp_path / "released.pth", "segformer_b1")
-    with pytest.raises(CheckpointError, match="does not hold all weights of mrcfa_b0"):
+    with pytest.raises(CheckpointError, match="is of SegFormer, not of mrcfa_b0"):
         open_model(tmp_path / "released.pth", "mrcfa_b0")
     run["state_dict"].popitem()
     torch.save(run, tmp_path / "run.ckpt")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vss_models.checkpoints.io import read_file, read_state
 from vss_models.checkpoints.native import FORMAT, build_model, load_model
-from vss_models.checkpoints.published import load_released
+from vss_models.checkpoints.published import load_released, released_family
 from vss_models.checkpoints.report import CheckpointError
 from vss_models.model import VideoSegmentor
 from vss_models.registry import create_model
@@ -78,10 +78,17 @@ def _build_released(path: str | os.PathLike[str], name: str | None) -> VideoSegm
         raise CheckpointError(
             f"{path} is not in a layout this program knows: it has no {_RELEASED_CLASSIFIER}"
         )
+    family = released_family(state)
+    if family == "CFFM++":
+        raise CheckpointError(
+            f"{path} is of CFFM++, a model that this program does not have yet: its prototypes "
+            "would be left out and the labels would be CFFM's. To use it as the CFFM within, load "
+            "it with load_released(create_model('cffm_b1', ...), path, strict=False)"
+        )
     model = create_model(name, state[_RELEASED_CLASSIFIER].shape[0])
-    report = load_released(model, path, verbose=False)
-    if report.missing or report.wrong_shape:
-        raise CheckpointError(f"{path} does not hold all weights of {name}\n{report}")
+    if name.split("_")[0] != family.lower():
+        raise CheckpointError(f"{path} is of {family}, not of {name}")
+    load_released(model, path, verbose=False)
     return model.eval()
 
 

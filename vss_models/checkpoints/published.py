@@ -24,33 +24,49 @@ from vss_models.model import VideoSegmentor
 
 BATCH_COUNT = "num_batches_tracked"
 
+_FAMILY_PREFIXES = {
+    "CFFM++": ("decode_head.decoder_swin.", "decode_head.linear_pred3."),
+    "CFFM": ("decode_head.decoder_focal.", "decode_head.linear_pred2."),
+    "MRCFA": ("decode_head.hypercorre_module.", "decode_head.deco1."),
+}
+"""Names that only the head of one method has. CFFM++ has those of CFFM too."""
+
 
 def load_released(
-    model: VideoSegmentor, path: str | os.PathLike[str], verbose: bool = True
+    model: VideoSegmentor,
+    path: str | os.PathLike[str],
+    verbose: bool = True,
+    strict: bool = True,
 ) -> LoadReport:
     """Loads a file with the names of the released MRCFA and CFFM programs.
-
-    The encoder must fit as a whole. Head weights that are missing or of another shape (such as
-    classifiers for another number of classes) keep the model's values and are reported.
 
     Args:
         model: Model of the same encoder and head.
         path: File with `{"state_dict": {...}}` or the plain dict, `backbone.` and `decode_head.`
             names, .pth or .safetensors.
         verbose: Print the report.
+        strict: Whether the file must hold exactly this model. False also takes a head with other,
+            missing or misshapen weights (such as classifiers for another number of classes): the
+            model keeps its own values there, and the report names them. The encoder must fit as a
+            whole either way.
 
     Returns:
         What was used, missing, unexpected and of the wrong shape.
 
     Raises:
-        CheckpointError: If the file cannot be read or the encoder does not match; the model is
-            then unchanged.
+        CheckpointError: If the file cannot be read or does not fit; the model is then unchanged.
         FileNotFoundError: If there is no such file.
     """
     state = read_state(path)
     names = released_names(list(model.state_dict()))
     tensors, report = match_tensors(f"{path} (released layout)", model, state, names, NO_CONTENT)
     _refuse_backbone_mismatch(report, "backbone.")
+    if strict and not report.complete:
+        raise CheckpointError(
+            f"the file holds a head of {released_family(state)} that is not the model's; build the "
+            "model of the file, or load what fits of it with strict=False (another head, classes "
+            f"or an incomplete file)\n{report}"
+        )
     copy_tensors(model, tensors)
     if verbose:
         print(report)
@@ -106,6 +122,14 @@ def load_backbone(
     if verbose:
         print(report)
     return report
+
+
+def released_family(state: Mapping[str, Tensor]) -> str:
+    """Tells by the names in a released file which method its head is of."""
+    for family, prefixes in _FAMILY_PREFIXES.items():
+        if any(name.startswith(prefixes) for name in state):
+            return family
+    return "SegFormer"
 
 
 def to_released(model: VideoSegmentor) -> dict[str, Tensor]:
@@ -196,6 +220,7 @@ __all__ = [
     "load_backbone",
     "load_released",
     "match_tensors",
+    "released_family",
     "save_released",
     "to_released",
 ]
