@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import vss_models
 from vss_models import cli
 from vss_models.checkpoints import CheckpointError
 from vss_models.cli import main
+from vss_models.commands.errors import EndedBySignal
 
 
 @pytest.fixture
@@ -43,6 +45,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         (FileNotFoundError("clip.mp4: no such file"), "clip.mp4: no such file"),
         (OSError(errno.ENOSPC, "No space left on device", "a.png"), "a.png: No space left"),
         (MemoryError("cannot allocate\nmore"), "not enough memory (cannot allocate)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory (Default"),
         (RuntimeError("no kernel\nException raised from f at x.cpp:1"), "no kernel\n"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "'utf-8' codec"),
     ],
@@ -78,12 +81,23 @@ def test_a_defect_of_the_program_keeps_its_traceback(
         main(["configs"])
 
 
-def test_ctrl_c_is_no_error_of_the_program(
-    failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("interrupt", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (EndedBySignal(signal.SIGTERM), 143, "ended by SIGTERM"),
+    ],
+)
+def test_an_interrupt_is_no_error_of_the_program(
+    interrupt: KeyboardInterrupt,
+    status: int,
+    line: str,
+    failing: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    failing(KeyboardInterrupt("the frames so far are kept"))
-    assert main(["configs"]) == 130
-    assert capsys.readouterr().err == "vss configs: interrupted; the frames so far are kept\n"
+    failing(interrupt)
+    assert main(["configs"]) == status
+    assert capsys.readouterr().err == f"vss configs: {line}\n"
 
 
 def broken_dataset(index: int) -> None:

@@ -117,7 +117,7 @@ def test_truncated_video_keeps_what_was_decoded(
     errors = capsys.readouterr().err
     assert f"{source}: " in errors
     assert f"{decoded} frames were decoded" in errors
-    assert f"{out / 'a'} holds the frames before the fault" in errors
+    assert f"{out / 'a'} holds the frames so far" in errors
     assert "c.mp4: not a video" in errors
     # The others are labelled all the same, and the third left nothing behind.
     assert len(read_labels(out / "b")) == 2

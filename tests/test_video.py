@@ -11,35 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.video_files import encode, moving_frames
 from vss_models.video import VideoError, VideoWriter, exact_rate, open_video
-
-
-def moving_frames(count: int, height: int, width: int) -> list[np.ndarray]:
-    """Frames with smooth colours, so that chroma subsampling costs little, and some motion."""
-    rows, columns = np.mgrid[:height, :width]
-    return [
-        np.stack(
-            [
-                127 + 100 * np.sin((columns + 3 * number) / 17),
-                127 + 100 * np.cos(rows / 19 + number / 5),
-                127 + 60 * np.sin((rows + columns) / 23),
-            ],
-            axis=-1,
-        ).astype(np.uint8)
-        for number in range(count)
-    ]
-
-
-def encode(path: Path, frames: list[np.ndarray], codec: str, **options: str) -> Path:
-    """Writes a file with PyAV itself, not with the writer under test."""
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
 
 
 def read_until_error(path: Path) -> tuple[list[np.ndarray], VideoError]:

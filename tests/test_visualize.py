@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vss_models import visualize
 from vss_models.visualize import (
     BACKGROUND,
     Legend,
@@ -172,3 +173,33 @@ def test_png_is_the_image(tmp_path: Path, image: np.ndarray) -> None:
     assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), image)
     with pytest.raises(FileNotFoundError):
         write_png(tmp_path / "missing" / "a.png", image)
+
+
+class CountingFont:
+    """A font of letters 10 pixels wide that counts what it is asked to measure."""
+
+    measured = 0
+
+    def getlength(self, text: str) -> float:
+        self.measured += len(text)
+        return 10.0 * len(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("tree", "tree"),
+        ("building", "building"),
+        ("buildings", "buildin…"),
+        ("a" * 1_000_000, "aaaaaaa…"),
+        ("", ""),
+    ],
+)
+def test_names_of_any_length_are_shortened_at_once(text: str, short: str) -> None:
+    font = CountingFont()
+    assert visualize._shorten(text, font, 80) == short
+    assert font.measured < 5000
+
+
+def test_no_room_for_a_name_leaves_its_ellipsis() -> None:
+    assert visualize._shorten("tree", CountingFont(), 5) == "…"

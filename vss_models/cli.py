@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from vss_models.commands.errors import EndedBySignal, describe
 
 _USAGE = """\
 usage: vss COMMAND [OPTIONS]
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 for success, 1 for an error, whose one line is printed, 2 for an unknown
-        command, 130 after Ctrl-C, 141 if the reader of the output went away.
+        command, 130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of the output went away.
 
     Raises:
         SystemExit: With status 2 if the options are not valid, 0 after printing help.
@@ -97,8 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # that closing stdout at the end does not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except KeyboardInterrupt as interrupt:
-        _report(name, "interrupted" if not interrupt.args else f"interrupted; {interrupt}")
+    except EndedBySignal as ended:
+        _report(name, f"ended by {ended}")
+        return 128 + ended.number
+    except KeyboardInterrupt:
+        _report(name, "interrupted")
         return 128 + signal.SIGINT
     except _DEFECTS:
         raise
@@ -107,28 +111,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _report(name, describe(error))
         return 1
-
-
-def describe(error: Exception) -> str:
-    """Returns what to tell the user about an error: its message, without Python's trimmings."""
-    if isinstance(error, OSError) and error.strerror is not None:
-        named = [str(file) for file in (error.filename, error.filename2) if file is not None]
-        return ": ".join([*named, error.strerror])
-    message = _message(error)
-    if isinstance(error, MemoryError) or "not enough memory" in message:
-        return f"not enough memory ({message.splitlines()[0]})" if message else "not enough memory"
-    if type(error).__module__ in ("builtins", "torch") and isinstance(error, RuntimeError):
-        # PyTorch appends where in its own source the error arose.
-        message = message.split("\nException raised from ")[0].strip()
-    return message or type(error).__name__
-
-
-def _message(error: Exception) -> str:
-    """The message alone; a data loader's worker wraps it in its own traceback."""
-    text = str(error).strip()
-    if not text.startswith("Caught ") or "Original Traceback" not in text:
-        return text
-    return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1]
 
 
 def _run(name: str, options: list[str]) -> int:

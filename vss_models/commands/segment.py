@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vss_models.commands.errors import describe, signals_interrupt
 from vss_models.commands.model_options import add_model_options, chosen_model
 from vss_models.data import (
     ClassTable,
@@ -31,9 +32,11 @@ from vss_models.data.classes import generated_colours
 from vss_models.inference.compile import CUDA_GRAPH, PRECISIONS
 from vss_models.inference.streaming import StreamingSegmenter
 from vss_models.inference.video_to_files import (
+    FIRST_LABELS,
     OutputSettings,
     check_apart,
     find_inputs,
+    incomplete_folder,
     output_files,
     segment_video,
 )
@@ -68,16 +71,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: With status 2 if the options are not valid.
         CheckpointError: If the checkpoint is not what it should be.
         OSError: If a file is missing or in the way.
-        KeyboardInterrupt: After Ctrl-C, when the frames so far are written.
+        KeyboardInterrupt: After Ctrl-C, SIGTERM or SIGHUP, when the frames so far are written. It
+            is the usual end of a camera, and none is raised then.
     """
     parser = _parser()
-    return _run(parser, parser.parse_args(arguments))
+    with signals_interrupt():
+        return _run(parser, parser.parse_args(arguments))
 
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     device = _device(parser, options.device)
     try:
-        settings = OutputSettings(not options.no_overlay, not options.no_labels, options.opacity)
+        settings = OutputSettings(
+            not options.no_overlay, not options.no_labels, options.opacity, options.label_mapping
+        )
         if options.rate is not None:
             exact_rate(options.rate)
         inputs = _inputs(parser, options)
@@ -100,17 +107,24 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         for name, path in inputs.items():
             try:
                 _segment(segmenter, name, path, classes, settings, options, progress)
-            except VideoError as error:
-                _report(error)
-                if error.num_decoded:
-                    _report(f"{options.out / name} holds the frames before the fault")
+            except (VideoError, ValueError, OSError) as error:
                 failures += 1
-            except ValueError as error:
-                _report(f"{path or options.camera}: {error}")
-                failures += 1
-            except KeyboardInterrupt as interrupt:
-                raise KeyboardInterrupt("the frames so far are kept") from interrupt
+                reason = describe(error)
+                where = path or options.camera
+                _report(reason if isinstance(error, VideoError) else f"{where}: {reason}")
+                _report_kept(options.out / name, settings)
+            except KeyboardInterrupt:
+                _report_kept(options.out / name, settings)
+                raise
     return 1 if failures else 0
+
+
+def _report_kept(folder: Path, settings: OutputSettings) -> None:
+    """Says where the frames before a fault are."""
+    for kept in (incomplete_folder(folder), folder):
+        if output_files(kept, settings):
+            _report(f"{kept} holds the frames so far")
+            return
 
 
 def _inputs(
@@ -193,6 +207,10 @@ def _device(parser: argparse.ArgumentParser, name: str | None) -> torch.device:
         parser.error(f"--device must be a device such as cpu or cuda:0, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {device}: PyTorch finds no CUDA device on this machine")
+    try:
+        torch.ones(1, device=device).add(1).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        parser.error(f"--device {device} cannot be used here: {describe(error).splitlines()[0]}")
     return device
 
 
@@ -278,7 +296,14 @@ def _parser() -> argparse.ArgumentParser:
         "--opacity",
         type=float,
         default=0.5,
-        help="share of the class colours in the overlay, 0..1 (default: 0.5)",
+        help="weight of the class colours in the overlay, 0..1 (default: 0.5)",
+    )
+    add(
+        "--label-mapping",
+        choices=FIRST_LABELS,
+        default="identity",
+        help="pixels of the label images: the classes (identity), or one more, as masks of a data "
+        "set in the VSPW layout have them (vspw); default: identity",
     )
     add("--no-overlay", action="store_true", help="write no overlay.mp4")
     add("--no-labels", action="store_true", help="write no label images")

@@ -22,6 +22,7 @@ from vss_models.data.clips import (
     shortest_video,
 )
 from vss_models.data.datasets import ClipTestDataset, ClipTrainDataset, choose_classes
+from vss_models.data.images import read_image, read_mask
 from vss_models.data.loaders import (
     ClipSampler,
     VideoShardSampler,
@@ -39,7 +40,7 @@ from vss_models.data.transforms import (
     denormalise,
     normalise,
 )
-from vss_models.data.vspw import VideoRecord, find_videos, list_frames, read_image, read_mask
+from vss_models.data.vspw import VideoRecord, find_videos, list_frames
 
 __all__ = [
     "IGNORED",

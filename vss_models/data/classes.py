@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vss_models.data.text import read_lines
+
 IGNORED = 255
 
 # fmt: off
@@ -129,7 +131,7 @@ def label_table(mapping: str | Mapping[int, int], num_classes: int | None = None
 
 
 def read_classes(path: Path, mapping: str | Mapping[int, int] = "vspw") -> ClassTable:
-    """Read a class list: one ``<mask value> <name> [<red> <green> <blue>]`` a line.
+    """Reads a class list: one ``<mask value> <name> [<red> <green> <blue>]`` a line.
 
     Lines whose mask value is ignored (0 in the VSPW convention) name the void and are left out.
 
@@ -146,7 +148,7 @@ def read_classes(path: Path, mapping: str | Mapping[int, int] = "vspw") -> Class
         raise FileNotFoundError(f"{path}: no such class list")
     table = label_table(mapping)
     found: dict[int, tuple[str, tuple[int, int, int] | None]] = {}
-    for line_number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for line_number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         value, name, colour = _parse_class_line(line.split(), f"{path}, line {line_number}")
@@ -173,7 +175,7 @@ def read_classes(path: Path, mapping: str | Mapping[int, int] = "vspw") -> Class
 def _parse_class_line(
     words: Sequence[str], where: str
 ) -> tuple[int, str, tuple[int, int, int] | None]:
-    """Split one line of a class list into mask value, name and colour."""
+    """Splits one line of a class list into mask value, name and colour."""
     has_colour = len(words) >= 5 and all(word.isdecimal() for word in words[-3:])
     name = " ".join(words[1:-3] if has_colour else words[1:])
     numbers = [int(word) for word in (words[-3:] if has_colour else [])]

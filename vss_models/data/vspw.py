@@ -1,4 +1,4 @@
-"""Reader of the VSPW layout, on the disk side: which videos, which frames, and their pixels.
+"""Reader of the VSPW layout, on the disk side: which videos and which frames.
 
     ROOT/train.txt, val.txt, test.txt      one video name a line
     ROOT/data/<video>/origin/<frame>.jpg   frames (jpg, jpeg or png), in the order of their names
@@ -11,31 +11,19 @@ from __future__ import annotations
 
 import logging
 import re
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+from vss_models.data.images import IMAGE_SUFFIXES, exif_orientation, read_image, read_mask
+from vss_models.data.text import read_lines
 
 _logger = logging.getLogger(__name__)
-
-# What Pillow raises on damaged files, depending on format and on where the damage is.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_warned_of_rotation: set[str] = set()
+"""Videos whose rotated frames have been reported; once each is enough."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +45,21 @@ class VideoRecord:
 
 
 def read_split(root: Path, split: str) -> list[str]:
-    """Read the video names of one split, ``ROOT/<split>.txt``.
+    """Reads the video names of one split, ``ROOT/<split>.txt``.
 
     Blank lines, Windows line ends and a last line without a line end are fine.
 
     Raises:
         FileNotFoundError: There is no such list.
-        ValueError: The list is empty, repeats a name, or has one that is no plain folder name.
+        ValueError: The list is empty, not UTF-8, repeats a name, or has one that is no plain folder
+            name.
     """
     path = root / f"{split}.txt"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such list of videos; a data set in the VSPW layout has one for each split"
         )
-    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+    lines = (line.strip() for line in read_lines(path))
     names = [line for line in lines if line]
     if not names:
         raise ValueError(f"{path}: the list is empty, expected one video name a line")
@@ -85,7 +74,7 @@ def read_split(root: Path, split: str) -> list[str]:
 
 
 def list_frames(folder: Path) -> tuple[Path, ...]:
-    """List the images of a folder in playing order (numbers in names count as numbers).
+    """Lists the images of a folder in playing order (numbers in names count as numbers).
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -121,7 +110,7 @@ def _playing_order(path: Path) -> tuple[list[tuple[int, str]], str]:
 
 
 def find_video(root: Path, name: str, labelled: bool | None = True) -> VideoRecord:
-    """Find the files of one video.
+    """Finds the files of one video.
 
     Args:
         root: Folder of the data set.
@@ -156,7 +145,7 @@ def find_video(root: Path, name: str, labelled: bool | None = True) -> VideoReco
 
 
 def find_videos(root: Path, split: str | None, labelled: bool | None = True) -> list[VideoRecord]:
-    """Find the videos of a split, or of the whole data set.
+    """Finds the videos of a split, or of the whole data set.
 
     Args:
         root: Folder of the data set.
@@ -180,67 +169,8 @@ def find_videos(root: Path, split: str | None, labelled: bool | None = True) -> 
     return [find_video(root, name, labelled) for name in names]
 
 
-def read_image(path: Path) -> torch.Tensor:
-    """Decode an image to (3, H, W) uint8 RGB, upright as its camera meant it.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is truncated, damaged or no image; the message names the file.
-    """
-    try:
-        with Image.open(path) as image:
-            # A copy: Pillow hands out read-only memory, which tensors must not share.
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such image") from error
-    except _DECODE_ERRORS as error:
-        raise ValueError(f"{path}: broken or truncated image ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def read_mask(path: Path, table: np.ndarray) -> torch.Tensor:
-    """Decode a mask and map its values to classes.
-
-    Args:
-        path: An 8-bit grey or palette PNG (the palette's colours do not matter).
-        table: Class number of each of the 256 values, -1 where a value is not allowed, as from
-            :func:`vss_models.data.classes.label_table`.
-
-    Returns:
-        (H, W) uint8 class numbers, 255 where ignored.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is damaged, not 8-bit, or holds a value outside the classes; the message
-            names the file.
-    """
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            values = np.array(image)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: missing mask") from error
-    except _DECODE_ERRORS as error:
-        raise ValueError(f"{path}: broken or truncated mask ({error})") from error
-    if mode not in ("L", "P"):
-        raise ValueError(
-            f"{path}: a mask must be an 8-bit grey or palette PNG with one label per pixel, "
-            f"got image mode {mode!r}"
-        )
-    labels = table[values]
-    outside = labels < 0
-    if outside.any():
-        row, column = np.argwhere(outside)[0]
-        listed = ", ".join(str(value) for value in np.unique(values[outside])[:8])
-        raise ValueError(
-            f"{path}: label outside the classes: mask value {listed} (first at row {row}, "
-            f"column {column}); check num_classes and label_mapping"
-        )
-    return torch.from_numpy(labels.astype(np.uint8))
-
-
 def read_frames(video: VideoRecord, frames: Sequence[int]) -> torch.Tensor:
-    """Read frames of a video as (T, 3, H, W) uint8.
+    """Reads frames of a video as (T, 3, H, W) uint8.
 
     Raises:
         FileNotFoundError: A file is not there.
@@ -259,7 +189,7 @@ def read_frames(video: VideoRecord, frames: Sequence[int]) -> torch.Tensor:
 def read_labels(
     video: VideoRecord, frame: int, table: np.ndarray, like: torch.Tensor
 ) -> torch.Tensor:
-    """Read the labels of one frame.
+    """Reads the labels of one frame.
 
     Args:
         video: The video.
@@ -277,10 +207,21 @@ def read_labels(
     if video.masks is None:
         raise ValueError(f"{video.frames[frame]}: the video {video.name!r} has no masks")
     labels = read_mask(video.masks[frame], table)
+    frame_file, mask_file = video.frames[frame], video.masks[frame]
+    is_rotated = exif_orientation(frame_file) != 1 and exif_orientation(mask_file) == 1
     if labels.shape != like.shape[-2:]:
+        hint = "; the frame is rotated by its EXIF data, the mask is not" if is_rotated else ""
         raise ValueError(
-            f"{video.masks[frame]}: mask is {_size(labels)}, but its frame {video.frames[frame]} "
-            f"is {_size(like)}"
+            f"{mask_file}: mask is {_size(labels)}, but its frame {frame_file} is "
+            f"{_size(like)}{hint}"
+        )
+    if is_rotated and video.name not in _warned_of_rotation:
+        _warned_of_rotation.add(video.name)
+        _logger.warning(
+            "%s: the frame is rotated or mirrored by its EXIF data, its mask %s is not; masks must "
+            "show what viewers show",
+            frame_file,
+            mask_file,
         )
     return labels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from vss_models.data import ClassTable
-from vss_models.data.vspw import IMAGE_SUFFIXES
+from vss_models.data.images import IMAGE_SUFFIXES
 from vss_models.inference.streaming import StreamingSegmenter
 from vss_models.inference.threads import ReadAhead, WriteBehind
 from vss_models.video import FrameSource, VideoWriter
@@ -27,6 +28,9 @@ VIDEO_SUFFIXES = (
 OVERLAY_FILE = "overlay.mp4"
 LABEL_FOLDER = "labels"
 
+FIRST_LABELS = {"identity": 0, "vspw": 1}
+"""The label of the first class in label files, by label mapping."""
+
 
 @dataclass(frozen=True)
 class OutputSettings:
@@ -35,18 +39,25 @@ class OutputSettings:
     Attributes:
         overlay: Whether to write the overlay video.
         labels: Whether to write the label files.
-        opacity: Share of the class colours in the overlay, 0..1.
+        opacity: Weight of the class colours in the overlay, 0..1.
+        label_mapping: What the pixels of a label file are: "identity", the classes; "vspw", one
+            more than the classes, as masks of a data set in the VSPW layout have them.
     """
 
     overlay: bool = True
     labels: bool = True
     opacity: float = 0.5
+    label_mapping: str = "identity"
 
     def __post_init__(self) -> None:
         if not (self.overlay or self.labels):
             raise ValueError("overlay and labels are both off: there is nothing to write")
         if not 0 <= self.opacity <= 1:
             raise ValueError(f"opacity must lie in 0..1, got {self.opacity}")
+        if self.label_mapping not in FIRST_LABELS:
+            raise ValueError(
+                f"label_mapping must be {' or '.join(FIRST_LABELS)}, got {self.label_mapping!r}"
+            )
 
 
 class SegmentedVideo(NamedTuple):
@@ -78,7 +89,8 @@ def find_inputs(source: Path) -> dict[str, Path]:
     """
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such video file or folder")
-    if source.is_file():
+    if not source.is_dir():
+        # What is neither file nor folder, `open_video` refuses by name.
         return {source.stem: source}
     own_frames = _frame_folder(source)
     entries = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
@@ -122,6 +134,11 @@ def output_files(folder: Path, settings: OutputSettings) -> list[Path]:
     return found
 
 
+def incomplete_folder(folder: Path) -> Path:
+    """Returns where results are written while those of an earlier run are in a video's folder."""
+    return folder.with_name(f"{folder.name}.incomplete")
+
+
 def segment_video(
     segmenter: StreamingSegmenter,
     source: FrameSource,
@@ -149,8 +166,9 @@ def segment_video(
         folder: Where to write; made if need be.
         classes: Names and colours of the classes.
         settings: What to write.
-        overwrite: Whether the files of an earlier run in `folder` may be replaced. All of them are
-            removed then, also those of frames that are no more.
+        overwrite: Whether the files of an earlier run in `folder` may be replaced. That happens at
+            the end, and all of them are removed then, also those of frames that are no more. What
+            an interrupted or damaged video leaves is kept beside them, in `<folder>.incomplete`.
         on_frame: Called after each frame with the frame and its labels, on another thread.
 
     Returns:
@@ -167,13 +185,39 @@ def segment_video(
             f"classes must name the model's {segmenter.model.num_classes} classes, got "
             f"{len(classes)}"
         )
-    if settings.labels and len(classes) > 256:
-        raise ValueError(f"label files hold at most 256 classes, the model has {len(classes)}")
+    # Of the 256 values of a label file, "vspw" keeps 0 and 255 for pixels without a class.
+    most = 254 if settings.label_mapping == "vspw" else 256
+    if settings.labels and len(classes) > most:
+        raise ValueError(f"label files hold at most {most} classes, the model has {len(classes)}")
     earlier = output_files(folder, settings)
     if earlier and not overwrite:
         raise FileExistsError(f"{earlier[0]} exists: add --overwrite or choose another folder")
-    for path in earlier:
+    target = incomplete_folder(folder) if earlier else folder
+    for path in output_files(target, settings):
         path.unlink()
+    result = _segment_into(target, segmenter, source, classes, settings, on_frame)
+    if earlier:
+        for path in earlier:
+            path.unlink()
+        for path in output_files(target, settings):
+            new = folder / path.relative_to(target)
+            new.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(new)
+        for emptied in (target / LABEL_FOLDER, target):
+            # Something else that lies there stays.
+            with contextlib.suppress(OSError):
+                emptied.rmdir()
+    return result
+
+
+def _segment_into(
+    folder: Path,
+    segmenter: StreamingSegmenter,
+    source: FrameSource,
+    classes: ClassTable,
+    settings: OutputSettings,
+    on_frame: Callable[[np.ndarray, np.ndarray], None] | None,
+) -> SegmentedVideo:
     (folder / LABEL_FOLDER if settings.labels else folder).mkdir(parents=True, exist_ok=True)
     segmenter.reset()
     try:
@@ -200,6 +244,8 @@ def _run(
     on_frame: Callable[[np.ndarray, np.ndarray], None] | None,
 ) -> SegmentedVideo:
     palette = classes.palette()
+    first = FIRST_LABELS[settings.label_mapping]
+    label_palette = np.roll(palette, first, axis=0)
     num_written = 0
 
     def write(entry: tuple[int, np.ndarray, Tensor]) -> None:
@@ -210,7 +256,9 @@ def _run(
         if settings.labels:
             names = source.frame_names
             name = f"{number:06d}" if names is None else names[number]
-            write_label_png(folder / LABEL_FOLDER / f"{name}.png", labels, palette)
+            # Added in a type that the largest label does not overflow.
+            stored = labels + np.int16(first) if first else labels
+            write_label_png(folder / LABEL_FOLDER / f"{name}.png", stored, label_palette)
         if writer is not None and legend is not None:
             blended = overlay(frame, labels, palette, settings.opacity, ignore_index=None)
             picture = np.hstack([blended, legend.draw(labels)])
@@ -253,6 +301,7 @@ __all__ = [
     "SegmentedVideo",
     "check_apart",
     "find_inputs",
+    "incomplete_folder",
     "output_files",
     "segment_video",
 ]

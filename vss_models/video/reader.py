@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,8 +13,12 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vss_models.data.vspw import list_frames, read_image
+from vss_models.data.images import read_image
+from vss_models.data.vspw import list_frames
+from vss_models.video.cut_off import cut_off_reason
 from vss_models.video.rate import exact_rate
+
+_logger = logging.getLogger(__name__)
 
 FOLDER_RATE = Fraction(15)
 """Frames per second of a folder of frames, unless told otherwise: the rate of VSPW."""
@@ -77,7 +82,8 @@ def open_video(source: str | os.PathLike[str], rate: Fraction | float | None = N
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: The folder holds no images, or `rate` is not positive.
+        ValueError: The folder holds no images, the source is a pipe or a device, or `rate` is not
+            positive.
         VideoError: The file is no video or its header is damaged.
     """
     path = Path(source)
@@ -86,6 +92,10 @@ def open_video(source: str | os.PathLike[str], rate: Fraction | float | None = N
         return _FrameFolder(path, chosen_rate)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such video file or folder of frames")
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is a pipe or a device, not a file; a camera is opened as a live source"
+        )
     return _VideoFile(path, chosen_rate)
 
 
@@ -125,7 +135,7 @@ class _VideoFile(FrameSource):
             stream = self._stream(container)
             self.rate = rate or stream.average_rate or stream.guessed_rate or FOLDER_RATE
             self.num_frames = stream.frames or None
-        # Only a decoded frame tells whether the video is to be turned.
+        # Only a decoded frame tells whether the video is to be rotated.
         for frame in self._decode(check_end=False):
             self.size = frame.shape[:2]
             return
@@ -135,12 +145,25 @@ class _VideoFile(FrameSource):
         return self._decode(check_end=True)
 
     def _open(self) -> av.container.InputContainer:
+        """Opens the container.
+
+        FFmpeg gets the open file, not its name, and no protocol to open another: a name may look
+        like an address (`12:30.mp4`), and a playlist would have it read any file of the machine.
+        """
         try:
-            return av.open(os.fspath(self.path))
-        except (av.FFmpegError, OSError) as error:
+            with self.path.open("rb") as file:
+                return av.open(
+                    "fd:", container_options={"fd": str(file.fileno()), "protocol_whitelist": "fd"}
+                )
+        except av.FFmpegError as error:
             raise VideoError(
-                self.path, 0, f"not a video, or its header is damaged or cut off ({error.strerror})"
+                self.path,
+                0,
+                "not a video that FFmpeg reads (a playlist is none), or its header is damaged or "
+                f"cut off ({error.strerror})",
             ) from error
+        except OSError as error:
+            raise VideoError(self.path, 0, f"cannot be opened ({error.strerror})") from error
 
     def _stream(self, container: av.container.InputContainer) -> VideoStream:
         if not container.streams.video:
@@ -148,16 +171,19 @@ class _VideoFile(FrameSource):
         return container.streams.video[0]
 
     def _decode(self, check_end: bool) -> Iterator[np.ndarray]:
-        decoded = packets = 0
+        decoded = packets = marked = 0
+        times: list[int] = []
         size = None
         try:
             with self._open() as container:
                 stream = self._stream(container)
-                end = Fraction(0)
                 for packet in container.demux(stream):
                     packets += packet.size > 0
                     if packet.is_corrupt:
-                        raise VideoError(self.path, decoded, "the file is damaged or cut off")
+                        # A transport stream marks packets also where two were joined.
+                        if container.format.name != "mpegts":
+                            raise VideoError(self.path, decoded, "the file is damaged or cut off")
+                        marked += 1
                     for frame in packet.decode():
                         if frame.is_corrupt:
                             raise VideoError(self.path, decoded, "a frame is damaged or cut off")
@@ -167,54 +193,69 @@ class _VideoFile(FrameSource):
                             raise VideoError(
                                 self.path, decoded, _changed_size(image.shape[:2], size)
                             )
-                        end = _end_time(frame, stream, end)
+                        if frame.pts is not None:
+                            times.append(frame.pts)
                         decoded += 1
                         yield image
                 if check_end:
-                    self._check_end(stream, packets, decoded, end)
+                    self._check_end(stream, packets, decoded)
+                    self._warn_of_losses(marked, missing_frames(times))
         except av.FFmpegError as error:
             raise VideoError(
                 self.path, decoded, f"the video is damaged or cut off ({error.strerror})"
             ) from error
 
-    def _check_end(self, stream: VideoStream, packets: int, decoded: int, end: Fraction) -> None:
-        """Raises if the header promises more than there was: some formats just end when cut off."""
+    def _check_end(self, stream: VideoStream, packets: int, decoded: int) -> None:
+        """Raises if the file promises more than there was: some formats just end when cut off."""
         if packets < stream.frames:
             raise VideoError(
                 self.path, decoded, f"the video is cut off, its header says {stream.frames} frames"
             )
-        tagged = _tagged_duration(stream)
-        # Half a second covers a last frame that is shown longer than the others.
-        if tagged is not None and end < tagged - Fraction(1, 2) - 2 / self.rate:
-            raise VideoError(
+        reason = cut_off_reason(self.path)
+        if reason is not None:
+            raise VideoError(self.path, decoded, f"the video is cut off: {reason}")
+
+    def _warn_of_losses(self, marked: int, missing: int) -> None:
+        if marked:
+            _logger.warning(
+                "%s: packets that are marked as damaged or after a gap: %d", self.path, marked
+            )
+        if missing:
+            _logger.warning(
+                "%s: about %d frames are missing, by the time stamps of the others; the file may "
+                "be damaged",
                 self.path,
-                decoded,
-                f"the video is cut off at {float(end):.2f} of {float(tagged):.2f} seconds",
+                missing,
             )
 
 
+def missing_frames(times: Sequence[int]) -> int:
+    """Estimates how many frames are missing in a video of a constant rate.
+
+    Args:
+        times: Time stamps of the frames, in any unit, in the order of playing.
+
+    Returns:
+        The number of frames that fit into the gaps; 0 where the rate varies by itself, that is
+        where fewer than nine of ten steps are as long as most.
+    """
+    steps = np.diff(np.asarray(times, dtype=np.float64))
+    if len(steps) < 10:
+        return 0
+    usual = float(np.median(steps))
+    # Time stamps are rounded, in Matroska to milliseconds.
+    regular = np.abs(steps - usual) <= max(1.0, usual / 10)
+    if usual <= 0 or regular.mean() < 0.9:
+        return 0
+    gaps = steps[steps > 1.5 * usual]
+    return int(np.sum(np.round(gaps / usual) - 1))
+
+
 def upright(frame: VideoFrame) -> np.ndarray:
-    """Returns a decoded frame as uint8 RGB (H, W, 3), turned as its metadata says."""
-    # The metadata gives counterclockwise degrees by which the picture is to be turned.
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
-
-
-def _end_time(frame: VideoFrame, stream: VideoStream, previous: Fraction) -> Fraction:
-    if frame.pts is None or frame.time_base is None:
-        return previous
-    start = (stream.start_time or 0) * (stream.time_base or Fraction(0))
-    return max(previous, frame.pts * frame.time_base - start)
-
-
-def _tagged_duration(stream: VideoStream) -> Fraction | None:
-    """Duration that Matroska and WebM files note for the stream as HH:MM:SS.fraction."""
-    parts = stream.metadata.get("DURATION", "").split(":")
-    try:
-        hours, minutes, seconds = (Fraction(part) for part in parts)
-    except ValueError:
-        return None
-    return hours * 3600 + minutes * 60 + seconds
+    """Returns a decoded frame as uint8 RGB (H, W, 3), rotated as its metadata says."""
+    # The metadata gives counterclockwise degrees by which the picture is to be rotated.
+    quarters = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarters))
 
 
 def _changed_size(new: tuple[int, ...], first: tuple[int, ...]) -> str:
@@ -224,4 +265,4 @@ def _changed_size(new: tuple[int, ...], first: tuple[int, ...]) -> str:
     )
 
 
-__all__ = ["FOLDER_RATE", "FrameSource", "VideoError", "open_video", "upright"]
+__all__ = ["FOLDER_RATE", "FrameSource", "VideoError", "missing_frames", "open_video", "upright"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -15,12 +16,20 @@ from av.video.reformatter import ColorRange, Colorspace
 from vss_models.atomic import AtomicFile
 from vss_models.video.rate import exact_rate
 
+LARGEST_SIDE = 16384
+"""Pixels that x264 encodes in a row or column."""
+
+_FRAGMENTED = {"movflags": "hybrid_fragmented", "frag_duration": "1000000"}  # microseconds
+
 
 class VideoWriter:
     """Writes an H.264 MP4 file; it appears under its name only once it is complete.
 
     H.264 with 4:2:0 colours has even sides: an odd side gets its last row or column twice. Used as
     a context manager, an exception inside removes what was written, unless `keep_partial` is set.
+
+    While it is written the file is fragmented, that is playable up to a second ago whatever
+    happens; so `keep_partial` also keeps what a full disk has room for.
 
     Args:
         path: File to write; an existing one is replaced at the end.
@@ -46,8 +55,11 @@ class VideoWriter:
         keep_partial: bool = False,
     ) -> None:
         height, width = size
-        if height < 1 or width < 1:
-            raise ValueError(f"size must be (height, width) of at least 1 pixel, got {size}")
+        if not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
+            raise ValueError(
+                f"size must be (height, width) of 1 to {LARGEST_SIDE} pixels, the most of H.264, "
+                f"got {size}"
+            )
         if not 0 <= quality <= 51:
             raise ValueError(f"quality must be a constant rate factor 0..51, got {quality}")
         self.path = Path(path)
@@ -57,7 +69,10 @@ class VideoWriter:
         self.num_frames = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = AtomicFile(self.path)
-        self._container = av.open(os.fspath(self._file.temporary), "w", format="mp4")
+        # Told to be a file, a name like `run:1` is not taken for an address.
+        self._container = av.open(
+            f"file:{self._file.temporary}", "w", format="mp4", container_options=_FRAGMENTED
+        )
         self._stream = self._container.add_stream(
             "libx264", rate=self.rate, options={"crf": str(quality)}
         )
@@ -77,6 +92,7 @@ class VideoWriter:
         Raises:
             TypeError: If it is no uint8 array.
             ValueError: If its shape is another, or the file is closed.
+            OSError: If the disk is full.
         """
         if not self._open:
             raise ValueError(f"{self.path} is closed")
@@ -90,7 +106,10 @@ class VideoWriter:
             frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         picture = VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
-        self._container.mux(self._stream.encode(picture))
+        try:
+            self._container.mux(self._stream.encode(picture))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self.num_frames += 1
 
     def close(self) -> None:
@@ -98,6 +117,7 @@ class VideoWriter:
 
         Raises:
             ValueError: If no frame was written; there is no file then.
+            OSError: If the disk is full. With `keep_partial` the file holds what there is room for.
         """
         if not self._open:
             return
@@ -106,12 +126,20 @@ class VideoWriter:
             raise ValueError(f"{self.path}: no frame was written, a video needs at least one")
         self._open = False
         try:
-            self._container.mux(self._stream.encode(None))
-            self._container.close()
+            self._finish()
             self._file.commit()
-        except BaseException:
+        except OSError as error:
+            if self.keep_partial and self._file.temporary.exists():
+                self._file.commit()
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        finally:
             self._file.discard()
-            raise
+
+    def _finish(self) -> None:
+        try:
+            self._container.mux(self._stream.encode(None))
+        finally:
+            self._container.close()
 
     def discard(self) -> None:
         """Removes what was written."""
@@ -119,7 +147,9 @@ class VideoWriter:
             return
         self._open = False
         try:
-            self._container.close()
+            # On a full disk the file cannot be completed; it is not wanted either.
+            with contextlib.suppress(OSError):
+                self._container.close()
         finally:
             self._file.discard()
 
