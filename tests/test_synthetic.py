@@ -14,10 +14,17 @@ from vss_models.data import (
     ClipTrainDataset,
     make_synthetic_dataset,
     read_classes,
+    read_disturbances,
     synthetic,
 )
 from vss_models.data.synthetic_scene import noise
-from vss_models.data.synthetic_video import SyntheticVideo
+from vss_models.data.synthetic_video import (
+    DISTURBANCES,
+    UNDISTURBED,
+    SyntheticVideo,
+    draw_disturbance,
+    film,
+)
 
 SMALL = {"num_train": 2, "num_val": 1, "frames": 4, "size": (48, 64)}
 
@@ -43,7 +50,8 @@ def test_layout(small):
         for kind, suffix in (("origin", "jpg"), ("mask", "png"))
         for number in range(4)
     }
-    assert set(contents(small)) == frames | {"train.txt", "val.txt", "classes.txt"}
+    lists = {"train.txt", "val.txt", "classes.txt", "disturbances.csv"}
+    assert set(contents(small)) == frames | lists
     assert (small / "train.txt").read_text().split() == videos[:2]
     assert (small / "val.txt").read_text().split() == videos[2:]
     assert read_classes(small / "classes.txt") == SYNTHETIC_CLASSES
@@ -71,8 +79,10 @@ def test_more_of_it_leaves_the_rest_as_it_is(small, tmp_path):
     settings = {**SMALL, "num_train": 3, "frames": 6}
     larger = contents(make_synthetic_dataset(tmp_path / "larger", **settings))
     for name, data in contents(small).items():
-        if name != "train.txt":
+        if name not in ("train.txt", "disturbances.csv"):
             assert larger[name] == data
+    kept = read_disturbances(tmp_path / "larger").items()
+    assert read_disturbances(small).items() <= kept
 
 
 def test_videos_differ():
@@ -127,6 +137,48 @@ def test_some_frames_are_bad_alone():
         np.abs(frames[n] - np.median(frames[n - 3 : n + 4], axis=0)).mean() for n in range(3, 37)
     ]
     assert 0.15 < np.mean(np.array(off) > 2 * np.quantile(off, 0.3)) < 0.6
+
+
+def test_disturbances_come_as_often_as_they_should():
+    rng = np.random.default_rng(0)
+    drawn = [draw_disturbance(rng) for _ in range(20000)]
+    expected = {**DISTURBANCES, UNDISTURBED: 1 - sum(DISTURBANCES.values())}
+    assert set(drawn) == set(expected)
+    for name, probability in expected.items():
+        assert drawn.count(name) / len(drawn) == pytest.approx(probability, abs=0.01), name
+
+
+def test_the_file_says_what_was_done_to_a_frame(small):
+    listed = read_disturbances(small)
+    assert len(listed) == 12
+    for (video, frame), disturbance in listed.items():
+        number = int(video[-4:])
+        seed = (0, int(video.startswith("val")), number)
+        synthetic_video = SyntheticVideo(SMALL["size"], seed)
+        assert synthetic_video.disturbance(int(frame)) == disturbance
+
+
+@pytest.mark.parametrize("disturbance", DISTURBANCES)
+def test_every_disturbance_changes_the_picture_in_its_way(disturbance):
+    # Stripes, so that blur shows, between black and white, so that exposure and glare do.
+    colour = np.full((96, 160, 3), 120.0)
+    colour[:, ::8] = 60.0
+    plain = film(colour, UNDISTURBED, np.random.default_rng(0)).astype(float)
+    picture = film(colour, disturbance, np.random.default_rng(0)).astype(float)
+    rows = np.abs(picture - plain).mean(axis=(1, 2))
+    if disturbance == "noise burst":
+        assert picture[:, 1::8].std() > 4 * plain[:, 1::8].std()
+    elif disturbance == "motion blur":
+        assert np.ptp(picture.mean(axis=(0, 2))) < 0.5 * np.ptp(plain.mean(axis=(0, 2)))
+    elif disturbance == "wrong exposure":
+        assert not 0.6 < picture.mean() / plain.mean() < 1.4
+    elif disturbance == "glare":
+        assert picture.mean() > plain.mean()
+        assert rows.max() > 5 * rows.min()
+    else:
+        lost = np.abs(picture.mean(axis=2) - 128) < 15
+        share = (lost & (np.abs(plain.mean(axis=2) - 60) < 15)).sum() / (lost.size / 8)
+        assert 0.1 < share < 0.4
 
 
 def test_noise_tiles():

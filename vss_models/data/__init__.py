@@ -31,7 +31,11 @@ from vss_models.data.loaders import (
     train_loader,
 )
 from vss_models.data.photometric import PhotometricDistortion
-from vss_models.data.synthetic import SYNTHETIC_CLASSES, make_synthetic_dataset
+from vss_models.data.synthetic import (
+    SYNTHETIC_CLASSES,
+    make_synthetic_dataset,
+    read_disturbances,
+)
 from vss_models.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -73,6 +77,7 @@ __all__ = [
     "normalise",
     "numbered_classes",
     "read_classes",
+    "read_disturbances",
     "read_image",
     "read_mask",
     "shortest_video",

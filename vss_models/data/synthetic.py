@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,9 @@ from PIL import Image
 
 from vss_models.data.classes import ClassTable
 from vss_models.data.synthetic_video import SyntheticVideo
+
+DISTURBANCES_FILE = "disturbances.csv"
+"""Which frames of a synthetic data set are disturbed, and how."""
 
 SYNTHETIC_CLASSES = ClassTable(
     names=("sky", "building", "tree", "grass", "water", "road", "car", "person", "pole"),
@@ -41,9 +45,9 @@ def make_synthetic_dataset(
     """Make street videos with labels for every frame.
 
     Buildings, trees, grass, water and road pass by a panning camera; cars and persons move in front
-    of them, hide each other, enter and leave; the light changes. About two frames of five are
-    noisy, blurred, badly exposed or glared, each on its own, so a model gains from looking at
-    neighbours.
+    of them, hide each other, enter and leave; the light changes. About half of the frames are
+    noisy, blurred, badly exposed, glared or partly lost, each on its own, so a model gains from
+    looking at neighbours; ``disturbances.csv`` says which.
     A video depends on `seed`, its split and its number alone, so more videos or frames leave the
     earlier ones as they are.
 
@@ -81,11 +85,18 @@ def make_synthetic_dataset(
     replaced = root.with_name(f".{root.name}.replaced-{os.getpid()}")
     try:
         partial.mkdir()
+        disturbances = ["video,frame,disturbance"]
         for split, (name, count) in enumerate((("train", num_train), ("val", num_val))):
             videos = [f"{name}_{number:04d}" for number in range(count)]
             for number, video in enumerate(videos):
-                _write_video(partial / "data" / video, frames, size, (seed, split, number))
+                folder = partial / "data" / video
+                happened = _write_video(folder, frames, size, (seed, split, number))
+                disturbances += [
+                    f"{video},{_stem(frame)},{disturbance}"
+                    for frame, disturbance in enumerate(happened)
+                ]
             (partial / f"{name}.txt").write_text("".join(f"{video}\n" for video in videos))
+        (partial / DISTURBANCES_FILE).write_text("\n".join(disturbances) + "\n")
         _write_classes(partial / "classes.txt")
         if root.is_dir() and any(root.iterdir()):
             root.rename(replaced)
@@ -117,18 +128,42 @@ def _check_target(root: Path, overwrite: bool) -> None:
         )
 
 
-def _write_video(folder: Path, frames: int, size: tuple[int, int], seed: tuple[int, ...]) -> None:
-    """Write one video's frames (JPEG) and masks (palette PNG)."""
+def read_disturbances(root: Path | str) -> dict[tuple[str, str], str]:
+    """Reads what happened to each frame of a synthetic data set.
+
+    Args:
+        root: Folder of the data set.
+
+    Returns:
+        One of :data:`vss_models.data.synthetic_video.DISTURBANCES`, or ``"none"``, by the names of
+        the video and of the frame.
+
+    Raises:
+        FileNotFoundError: If the data set has no ``disturbances.csv``.
+    """
+    with open(Path(root) / DISTURBANCES_FILE, newline="", encoding="utf-8") as file:
+        return {(row["video"], row["frame"]): row["disturbance"] for row in csv.DictReader(file)}
+
+
+def _stem(frame: int) -> str:
+    return f"{frame:08d}"
+
+
+def _write_video(
+    folder: Path, frames: int, size: tuple[int, int], seed: tuple[int, ...]
+) -> list[str]:
+    """Writes one video's frames (JPEG) and masks (palette PNG); returns their disturbances."""
     (folder / "origin").mkdir(parents=True)
     (folder / "mask").mkdir()
     palette = [0, 0, 0, *(part for colour in SYNTHETIC_CLASSES.colours for part in colour)]
     video = SyntheticVideo(size, seed)
     for number in range(frames):
         image, labels = video.frame(number)
-        Image.fromarray(image).save(folder / "origin" / f"{number:08d}.jpg", quality=92)
+        Image.fromarray(image).save(folder / "origin" / f"{_stem(number)}.jpg", quality=92)
         mask = Image.fromarray(labels)
         mask.putpalette(palette)
-        mask.save(folder / "mask" / f"{number:08d}.png")
+        mask.save(folder / "mask" / f"{_stem(number)}.png")
+    return [video.disturbance(number) for number in range(frames)]
 
 
 def _write_classes(path: Path) -> None:

@@ -10,6 +10,16 @@ from vss_models.data import synthetic_scene as scene
 
 _OVERSAMPLING = 2
 
+UNDISTURBED = "none"
+DISTURBANCES = {
+    "noise burst": 0.13,
+    "motion blur": 0.11,
+    "wrong exposure": 0.1,
+    "glare": 0.06,
+    "dropout": 0.1,
+}
+"""What can happen to a frame, and how often it does."""
+
 
 @dataclass(frozen=True)
 class _Mover:
@@ -119,8 +129,7 @@ class SyntheticVideo:
             Image (height, width, 3) uint8 and mask (height, width) uint8: 0 is void, classes
             count from 1.
         """
-        # From 1, because a seed sequence takes (s, 0) for (s,), the seed of the scene.
-        rng = np.random.default_rng((*self.seed, number + 1))
+        rng = self._frame_rng(number)
         pan = self.pan_reach * np.sin(2 * np.pi * number / self.pan_period + self.pan_phase)
         colour = np.empty((self.height, self.width, 3), dtype=np.float32)
         labels = np.empty((self.height, self.width), dtype=np.uint8)
@@ -133,8 +142,16 @@ class SyntheticVideo:
 
         step = _OVERSAMPLING
         colour = colour.reshape(self.size[0], step, self.size[1], step, 3).mean(axis=(1, 3))
-        image = degrade(colour * self.tint.astype(np.float32), rng)
+        image = film(colour * self.tint.astype(np.float32), draw_disturbance(rng), rng)
         return image, np.ascontiguousarray(labels[1::step, 1::step])
+
+    def disturbance(self, number: int) -> str:
+        """What happens to a frame: one of `DISTURBANCES`, or `UNDISTURBED`."""
+        return draw_disturbance(self._frame_rng(number))
+
+    def _frame_rng(self, number: int) -> np.random.Generator:
+        # From 1, because a seed sequence takes (s, 0) for (s,), the seed of the scene.
+        return np.random.default_rng((*self.seed, number + 1))
 
     def _paint_sky_and_buildings(
         self, colour: np.ndarray, labels: np.ndarray, pan: float, number: int
@@ -222,14 +239,25 @@ class SyntheticVideo:
         return (self.exposure * (1 + 0.16 * np.sin(turn)) + cloud[None]) * vertical
 
 
-def degrade(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Film a frame: sensor noise always, and in two frames of five something worse.
+def draw_disturbance(rng: np.random.Generator) -> str:
+    """Draws what happens to a frame: one of `DISTURBANCES`, or `UNDISTURBED`.
 
-    The worse ones (a burst of noise, motion blur, wrong exposure, glare) come and go from frame to
-    frame, so that a frame's neighbours often show what it hides.
+    Each frame is drawn on its own, so that a frame's neighbours often show what it hides.
+    """
+    drawn = rng.random()
+    for name, probability in DISTURBANCES.items():
+        drawn -= probability
+        if drawn < 0:
+            return name
+    return UNDISTURBED
+
+
+def film(colour: np.ndarray, disturbance: str, rng: np.random.Generator) -> np.ndarray:
+    """Films a frame: sensor noise always, and perhaps something worse.
 
     Args:
         colour: (height, width, 3) float, 0..255.
+        disturbance: One of `DISTURBANCES`, or `UNDISTURBED`.
         rng: Source of randomness.
 
     Returns:
@@ -237,21 +265,26 @@ def degrade(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """
     height, width, _ = colour.shape
     deviation = 6.0
-    accident = rng.random()
-    if accident < 0.13:
+    if disturbance == "noise burst":
         deviation = rng.uniform(28, 48)
-    elif accident < 0.24:
+    elif disturbance == "motion blur":
         length = max(3, int(width * rng.uniform(0.03, 0.06)))
         padded = np.pad(colour, ((0, 0), (length // 2, length - length // 2), (0, 0)), mode="edge")
         sums = np.cumsum(padded, axis=1)
         colour = (sums[:, length:] - sums[:, :-length]) / length
-    elif accident < 0.34:
+    elif disturbance == "wrong exposure":
         colour = colour * (rng.uniform(0.3, 0.45) if rng.random() < 0.6 else rng.uniform(1.6, 1.9))
-    elif accident < 0.4:
+    elif disturbance == "glare":
         rows, columns = np.mgrid[0:height, 0:width].astype(np.float32) / height
         row, column = rng.uniform(0, 0.6), rng.uniform(0, width / height)
         distance = (rows - row) ** 2 + (columns - column) ** 2
         glare = 0.95 * np.exp(-distance / rng.uniform(0.05, 0.15))[..., None]
         colour = colour + (np.array([255, 246, 225], dtype=np.float32) - colour) * glare
+    elif disturbance == "dropout":
+        lost = colour.copy()
+        rows, columns = int(height * rng.uniform(0.4, 0.6)), int(width * rng.uniform(0.4, 0.6))
+        top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
+        lost[top : top + rows, left : left + columns] = 128
+        colour = lost
     grain = rng.standard_normal(colour.shape, dtype=np.float32) * np.float32(deviation)
     return np.clip(colour + grain, 0, 255).astype(np.uint8)
