@@ -6,6 +6,7 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,33 @@ def test_probing_logs_each_reason_once(operator, caplog):
         "double: not using the native backend: it takes positive numbers only",
         "double: not using the triton backend: there is no GPU",
     ]
+
+
+def test_contexts_of_threads_that_overlap_leave_no_choice_behind(operator):
+    first, second = backends.backend("native"), backends.backend("eager")
+    first.__enter__()
+    second.__enter__()
+    assert operator(3) == ("eager", 6)
+    first.__exit__(None, None, None)
+    assert operator(3) == ("eager", 6)
+    second.__exit__(None, None, None)
+    assert operator(-3) == ("eager", -6)
+    assert operator(3) == ("native", 6)
+
+
+def test_many_threads_leave_no_choice_behind(operator):
+    def force(number):
+        for step in range(200):
+            with backends.backend(("eager", "native")[(number + step) % 2]):
+                operator(3)
+
+    threads = [threading.Thread(target=force, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert operator(-3) == ("eager", -6)
+    assert operator(3) == ("native", 6)
 
 
 def test_forcing_raises_the_same_reason(operator):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,7 +119,9 @@ def backend(name: str, *operator_names: str) -> Iterator[None]:
     """Forces a backend, for all operators or for those named, while the context lasts.
 
     The choice holds for the whole process (autograd runs backward passes on other threads) and
-    contexts nest. An operator that cannot run on the forced backend raises :class:`BackendError`.
+    contexts nest. Where contexts of several threads overlap, the one that was entered last decides
+    for all of them; when the last of them is left, no choice remains. An operator that cannot run
+    on the forced backend raises :class:`BackendError`.
 
     Args:
         name: ``"eager"``, ``"native"`` or ``"triton"``.
@@ -131,14 +134,25 @@ def backend(name: str, *operator_names: str) -> Iterator[None]:
         >>> with vss_kernels.backend("eager"):
         ...     expected = vss_kernels.focal_pool(x, weight, bias, (4, 4))
     """
-    global _forced
-    before = _forced
-    forced = _parse_names(name, operator_names)
-    _forced = {**before, **forced} if operator_names else forced
+    choice = _parse_names(name, operator_names)
+    with _choices_lock:
+        _choices.append(choice)
+        _apply_choices()
     try:
         yield
     finally:
-        _forced = before
+        with _choices_lock:
+            # Its own entry, not the last one: contexts of other threads may have come since.
+            _choices[:] = [other for other in _choices if other is not choice]
+            _apply_choices()
+
+
+def _apply_choices() -> None:
+    global _forced
+    forced: dict[str, str] = dict(_environment)
+    for choice in _choices:
+        forced = choice if "*" in choice else {**forced, **choice}
+    _forced = forced
 
 
 def _parse_names(name: str, operator_names: Sequence[str]) -> dict[str, str]:
@@ -170,4 +184,9 @@ def parse_environment(text: str) -> dict[str, str]:
     return forced
 
 
-_forced: dict[str, str] = parse_environment(os.environ.get("VSS_KERNELS_BACKEND", ""))
+_environment = parse_environment(os.environ.get("VSS_KERNELS_BACKEND", ""))
+_choices: list[dict[str, str]] = []
+"""Contexts of :func:`backend` that have been entered and not left, in this order."""
+_choices_lock = threading.Lock()
+_forced: dict[str, str] = _environment
+"""What environment and contexts force together: a backend by operator name, or by ``*``."""
