@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from vss_models.cli import main
 from vss_models.training.configs import config_files, config_names, expand_config_arguments
@@ -171,8 +172,10 @@ def test_synthesize_makes_a_data_set_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "set"
-    options = ["--num-train", "1", "--num-val", "1", "--frames", "2", "--size", "64", "96"]
+    options = ["--num-train", "1", "--num-val", "1", "--frames", "2", "--size", "96", "64"]
     assert main(["synthesize", str(folder), *options]) == 0
     assert (folder / "train.txt").read_text().split() == ["train_0000"]
+    with Image.open(folder / "data" / "train_0000" / "origin" / "00000000.jpg") as frame:
+        assert frame.size == (96, 64)
     assert main(["synthesize", str(folder), *options]) == 1
     assert "not empty" in capsys.readouterr().err

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.vspw_files import write_dataset
 from vss_models.data import (
     SYNTHETIC_CLASSES,
     ClipTestDataset,
@@ -209,13 +211,43 @@ def test_existing_folders_are_kept_unless_told(small, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
 
-def test_overwrite_spares_what_is_no_data_set(tmp_path):
+def test_overwrite_replaces_nothing_but_a_synthetic_data_set(tmp_path):
     (tmp_path / "thesis.txt").write_text("three years of work")
-    with pytest.raises(FileExistsError, match="does not look like a data set"):
+    with pytest.raises(FileExistsError, match="is not a synthetic data set"):
         make_synthetic_dataset(tmp_path, **SMALL, overwrite=True)
     with pytest.raises(FileExistsError, match="not a folder"):
         make_synthetic_dataset(tmp_path / "thesis.txt", **SMALL, overwrite=True)
     assert (tmp_path / "thesis.txt").read_text() == "three years of work"
+
+
+def test_overwrite_keeps_a_real_data_set(tmp_path):
+    root = write_dataset(tmp_path / "vspw")
+    before = contents(root)
+    with pytest.raises(FileExistsError, match="is not a synthetic data set"):
+        make_synthetic_dataset(root, **SMALL, overwrite=True)
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "data/my_video/origin/0.jpg"])
+def test_overwrite_keeps_foreign_files(tmp_path, name):
+    root = make_synthetic_dataset(tmp_path / "set", **SMALL)
+    foreign = root / name
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_text("mine")
+    with pytest.raises(FileExistsError, match="does not belong to the synthetic data set"):
+        make_synthetic_dataset(root, **SMALL, overwrite=True)
+    assert foreign.read_text() == "mine"
+
+
+def test_a_full_disk_is_named_with_the_video(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(synthetic, "_write_video", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        make_synthetic_dataset(tmp_path / "set", **SMALL)
+    assert caught.value.filename == str(tmp_path / "set" / "data" / "train_0000")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("existing", [False, True])

@@ -89,16 +89,29 @@ def atomic_write(
     """
     file = AtomicFile(path, suffix, sync)
     try:
-        yield file.temporary
-        file.commit()
-    except OSError as error:
-        file.discard()
-        if error.errno is None or error.filename not in (None, str(file.temporary)):
-            raise
-        raise OSError(error.errno, error.strerror, str(file.path)) from error
+        with naming_file(file.path, file.temporary):
+            yield file.temporary
+            file.commit()
     except BaseException:
         file.discard()
         raise
+
+
+@contextmanager
+def naming_file(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Lets an OSError of a block name the file it is about; that of a full disk names none.
+
+    Args:
+        path: The file to name.
+        temporary: Another name of it, which means nothing to the user.
+    """
+    try:
+        yield
+    except OSError as error:
+        known = error.filename is not None and str(error.filename) != str(temporary)
+        if error.errno is None or known:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def remove_leftovers(folder: Path, pattern: str = "*") -> None:
@@ -114,4 +127,4 @@ def remove_leftovers(folder: Path, pattern: str = "*") -> None:
         path.unlink(missing_ok=True)
 
 
-__all__ = ["AtomicFile", "atomic_write", "remove_leftovers"]
+__all__ = ["AtomicFile", "atomic_write", "naming_file", "remove_leftovers"]

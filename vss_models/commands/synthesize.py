@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Raises:
         SystemExit: If the options are not valid.
+        ValueError: If a number is out of range.
         FileExistsError: If the folder is not empty and ``--overwrite`` is not given.
     """
     options = _parser().parse_args(arguments)
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         num_train=options.num_train,
         num_val=options.num_val,
         frames=options.frames,
-        size=tuple(options.size),
+        size=(options.size[1], options.size[0]),
         seed=options.seed,
         overwrite=options.overwrite,
     )
@@ -59,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         type=int,
         nargs=2,
-        default=defaults["size"],
-        metavar=("HEIGHT", "WIDTH"),
+        default=defaults["size"][::-1],
+        metavar=("WIDTH", "HEIGHT"),
         help="size of the frames",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 from pathlib import Path
 
 from PIL import Image
 
+from vss_models.atomic import naming_file
 from vss_models.data.classes import ClassTable
 from vss_models.data.synthetic_video import SyntheticVideo
 
@@ -30,6 +32,13 @@ SYNTHETIC_CLASSES = ClassTable(
     ),
 )
 """The classes of the synthetic data set; their mask values are one more, 0 is void."""
+
+
+MARK = ".vss-synthetic"
+"""A file that tells a synthetic data set, which may be replaced, from anybody else's."""
+
+_OWN_FILES = {MARK, DISTURBANCES_FILE, "classes.txt", "data", "train.txt", "val.txt"}
+_OWN_VIDEO = re.compile(r"(train|val)_\d{4,}")
 
 
 def make_synthetic_dataset(
@@ -67,8 +76,9 @@ def make_synthetic_dataset(
 
     Raises:
         ValueError: A number is out of range.
-        FileExistsError: `root` is not empty and `overwrite` is not set, or what is there does not
-            look like a data set in the VSPW layout.
+        FileExistsError: `root` is not empty and `overwrite` is not set, or what is there is not
+            all of a synthetic data set.
+        OSError: The disk is full, for example; the error names the video.
     """
     root = Path(root)
     for name, number in (("num_train", num_train), ("num_val", num_val), ("frames", frames)):
@@ -90,7 +100,8 @@ def make_synthetic_dataset(
             videos = [f"{name}_{number:04d}" for number in range(count)]
             for number, video in enumerate(videos):
                 folder = partial / "data" / video
-                happened = _write_video(folder, frames, size, (seed, split, number))
+                with naming_file(root / "data" / video):
+                    happened = _write_video(folder, frames, size, (seed, split, number))
                 disturbances += [
                     f"{video},{_stem(frame)},{disturbance}"
                     for frame, disturbance in enumerate(happened)
@@ -98,6 +109,7 @@ def make_synthetic_dataset(
             (partial / f"{name}.txt").write_text("".join(f"{video}\n" for video in videos))
         (partial / DISTURBANCES_FILE).write_text("\n".join(disturbances) + "\n")
         _write_classes(partial / "classes.txt")
+        (partial / MARK).touch()
         if root.is_dir() and any(root.iterdir()):
             root.rename(replaced)
         partial.rename(root)
@@ -110,7 +122,7 @@ def make_synthetic_dataset(
 
 
 def _check_target(root: Path, overwrite: bool) -> None:
-    """Refuse to replace anything that the caller may want to keep."""
+    """Refuses to replace anything that the caller may want to keep."""
     if not root.exists() and not root.is_symlink():
         return
     if root.is_symlink() or not root.is_dir():
@@ -121,10 +133,17 @@ def _check_target(root: Path, overwrite: bool) -> None:
         raise FileExistsError(
             f"{root} is not empty; choose another place or set overwrite to replace it"
         )
-    if not (root / "data").is_dir() or not (root / "train.txt").is_file():
+    if not (root / MARK).is_file():
         raise FileExistsError(
-            f"{root} does not look like a data set (data/ and train.txt), so it is not replaced; "
+            f"{root} is not a synthetic data set (it has no file {MARK}), so it is not replaced; "
             "remove it yourself or choose another place"
+        )
+    foreign = [path for path in root.iterdir() if path.name not in _OWN_FILES]
+    foreign += [path for path in (root / "data").glob("*") if not _OWN_VIDEO.fullmatch(path.name)]
+    if foreign:
+        raise FileExistsError(
+            f"{min(foreign)} does not belong to the synthetic data set, which is not replaced for "
+            "its sake; move it, or choose another place"
         )
 
 
