@@ -154,6 +154,30 @@ def test_wrong_options_are_usage_errors(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_an_untrained_model_is_evaluated_only_on_request(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--config", "segformer_synthetic", "--data.root", str(tmp_path / "nowhere")]
+    options += ["--output", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as end:
+        main([command, *options])
+    assert end.value.code == 2
+    assert "--checkpoint is missing" in capsys.readouterr().err
+    # With the request, or with weights, the data are looked for.
+    assert main([command, *options, "--random_weights=true"]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_there_is_one_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    assert "--seed_everything" not in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "segformer_synthetic", "--seed_everything", "3"])
+    assert end.value.code == 2
+
+
 def test_a_missing_data_set_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--config", "segformer_synthetic", "--data.root", str(tmp_path / "nowhere")]
     assert main(["fit", *options, "--output", str(tmp_path / "run")]) == 1

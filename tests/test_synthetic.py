@@ -52,7 +52,7 @@ def test_layout(small):
         for kind, suffix in (("origin", "jpg"), ("mask", "png"))
         for number in range(4)
     }
-    lists = {"train.txt", "val.txt", "classes.txt", "disturbances.csv"}
+    lists = {"train.txt", "val.txt", "classes.txt", "disturbances.csv", ".vss-synthetic"}
     assert set(contents(small)) == frames | lists
     assert (small / "train.txt").read_text().split() == videos[:2]
     assert (small / "val.txt").read_text().split() == videos[2:]

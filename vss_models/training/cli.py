@@ -52,10 +52,18 @@ class TrainingCLI(LightningCLI):
             default=None,
             help="Weights to start from: a model file, a run's checkpoint or a released file.",
         )
+        parser.add_argument(
+            "--random_weights",
+            type=bool,
+            default=False,
+            help="Evaluate an untrained model, to try the program.",
+        )
         parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
         parser.add_lightning_class_args(SampleOverlays, "overlays")
         parser.add_lightning_class_args(ReportWriter, "report")
         parser.link_arguments("output", "trainer.default_root_dir")
+        # One seed: Lightning's own option would be a second one beside it.
+        parser.link_arguments("seed", "seed_everything", compute_fn=lambda seed: False)
         parser.link_arguments("seed", "data.seed")
         parser.link_arguments("seed", "model.seed")
         parser.link_arguments("checkpoint", "model.checkpoint")
@@ -66,11 +74,18 @@ class TrainingCLI(LightningCLI):
         self.config = parser.parse_args(self._arguments)
 
     def before_instantiate_classes(self) -> None:
-        """Ends with a usage error if there are no data, before a model is built."""
-        if self.config[self.subcommand].data.root is None:
-            self._parser(self.subcommand).error(
+        """Ends with a usage error if data or weights are missing, before a model is built."""
+        config, parser = self.config[self.subcommand], self._parser(self.subcommand)
+        if config.data.root is None:
+            parser.error(
                 "data.root is not set: give the folder of a data set in the VSPW layout, "
                 "--data.root FOLDER"
+            )
+        has_weights = config.checkpoint is not None or config.ckpt_path is not None
+        if self.subcommand != "fit" and not has_weights and not config.random_weights:
+            parser.error(
+                "--checkpoint is missing: a model without trained weights labels at random "
+                "(add --random_weights=true to try just that)"
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
