@@ -154,10 +154,39 @@ def test_segmentation_metrics_are_the_definition() -> None:
     assert result["mean_iou"] == pytest.approx(sum(iou[k] for k in range(4)) / 4)
     assert result["weighted_iou"] == pytest.approx(sum(share[k] * iou[k] for k in range(4)))
     assert result["pixel_accuracy"] == pytest.approx((right.sum() / labelled.sum()).item())
-    assert result["class_share"] == pytest.approx(share)
+    assert result["class_frequency"] == pytest.approx(share)
     recall = [(right & (labels == k)).sum() / (labels == k).sum() for k in range(4)]
     assert result["class_accuracy"][:4] == pytest.approx([value.item() for value in recall])
     assert all(math.isnan(value) for value in result["class_accuracy"][4:])
+
+
+@pytest.mark.parametrize("piece", [1, 5, 40])
+def test_short_videos_are_left_out_on_request(piece: int) -> None:
+    """The published script leaves out videos of 16 frames or fewer; training counts them."""
+    videos = [random_video(length, seed) for seed, length in enumerate((16, 17, 3, 30, 16))]
+    every, longer = SegmentationMetrics(3), SegmentationMetrics(3, shortest_video=17)
+    expected = torch.zeros(2, 3, 3, dtype=torch.int64)
+    for predictions, labels in videos:
+        for start in range(0, len(labels), piece):
+            part = slice(start, start + piece)
+            for metric in (every, longer):
+                metric.update(predictions[part], labels[part], new_video=start == 0)
+        for true, predicted in itertools.product(range(3), repeat=2):
+            count = ((labels == true) & (predictions == predicted)).sum()
+            expected[0, true, predicted] += count
+            expected[1, true, predicted] += count * (len(labels) > 16)
+    assert torch.equal(every.confusion, expected[0])
+    assert torch.equal(longer.confusion, expected[1])
+    assert every.compute()["mean_iou"] != longer.compute()["mean_iou"]
+    longer.reset()
+    longer.update(*(frames[:9] for frames in videos[3]))
+    longer.update(*(frames[9:] for frames in videos[3]), new_video=True)
+    assert int(longer.confusion.sum()) == int((videos[3][1][9:] != VOID).sum())
+    longer.reset()
+    longer.update(*(frames[:16] for frames in videos[3]))
+    longer.reset()
+    longer.update(*(frames[:1] for frames in videos[3]), new_video=False)
+    assert int(longer.confusion.sum()) == 0
 
 
 def test_nothing_labelled_is_nan() -> None:
@@ -180,6 +209,8 @@ def test_bad_input_is_named() -> None:
         metric.update(labels.float(), labels)
     with pytest.raises(ValueError, match="ignore_index"):
         SegmentationMetrics(300)
+    with pytest.raises(ValueError, match="shortest_video must be at least 1 frame, got 0"):
+        SegmentationMetrics(3, shortest_video=0)
     with pytest.raises(ValueError, match="definition must be one of"):
         VideoConsistency(8, "exact")
     with pytest.raises(ValueError, match="window must be"):

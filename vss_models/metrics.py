@@ -10,7 +10,8 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 PUBLISHED_SHORTEST_VIDEO = 17
-"""The published script leaves out videos with fewer frames, whatever the window."""
+"""The published script leaves out videos with fewer frames, from the consistency whatever the
+window, and from the IoU as well. The published evaluation during training counts all videos."""
 
 DEFINITIONS = ("published", "corrected")
 
@@ -21,33 +22,45 @@ class SegmentationMetrics(Metric):
     `compute` returns a dict of float64 tensors:
 
     - `mean_iou`: mean IoU over the classes present in the ground truth;
-    - `weighted_iou`: IoU weighted with each class's share of the labelled pixels;
-    - `pixel_accuracy`: share of the labelled pixels with the right label;
+    - `weighted_iou`: IoU weighted with each class's frequency;
+    - `pixel_accuracy`: fraction of the labelled pixels with the right label;
     - `class_iou` (K,): IoU of each class, NaN where neither truth nor prediction has it;
-    - `class_accuracy` (K,): share of each class's pixels with the right label, NaN where the truth
-      has none;
-    - `class_share` (K,): each class's share of the labelled pixels.
+    - `class_accuracy` (K,): fraction of each class's pixels with the right label, NaN where the
+      truth has none;
+    - `class_frequency` (K,): each class's fraction of the labelled pixels.
 
-    All are NaN as long as no labelled pixel was seen.
+    All are NaN as long as no labelled pixel was counted.
 
     Args:
         num_classes: Number of classes K.
         ignore_index: Label of void pixels.
+        shortest_video: Number of frames from which a video counts. 1 counts every video, as the
+            published evaluation during training does; `PUBLISHED_SHORTEST_VIDEO` counts those that
+            the published evaluation script counts.
         **kwargs: Options of `torchmetrics.Metric`.
 
     Attributes:
         confusion: (K, K) int64, pixels by true class (rows) and predicted class (columns).
 
     Raises:
-        ValueError: If `num_classes` is not positive or `ignore_index` is a class.
+        ValueError: If `num_classes` or `shortest_video` is not positive or `ignore_index` is a
+            class.
     """
 
     higher_is_better = True
     is_differentiable = False
     full_state_update = False
     confusion: Tensor
+    _uncounted: Tensor | None
+    _video_frames: int
 
-    def __init__(self, num_classes: int, ignore_index: int = 255, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int = 255,
+        shortest_video: int = 1,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
@@ -56,37 +69,63 @@ class SegmentationMetrics(Metric):
                 f"ignore_index must not be one of the classes 0..{num_classes - 1}, got "
                 f"{ignore_index}"
             )
+        if shortest_video < 1:
+            raise ValueError(f"shortest_video must be at least 1 frame, got {shortest_video}")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
+        self.shortest_video = shortest_video
         empty = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("confusion", empty, dist_reduce_fx="sum")
+        self._forget_video()
 
-    def update(self, predictions: Tensor, labels: Tensor) -> None:
-        """Counts the pixels of some frames.
+    def update(self, predictions: Tensor, labels: Tensor, new_video: bool = True) -> None:
+        """Counts the pixels of some frames of one video.
 
         Args:
             predictions: (..., H, W) integer classes.
             labels: The same shape, integer classes or `ignore_index`.
+            new_video: Whether the first frame starts a video. False continues the video of the
+                previous call. Without effect if `shortest_video` is 1.
 
         Raises:
             TypeError: If one is no integer tensor.
             ValueError: If the shapes differ, or a labelled pixel's label or prediction is no class.
         """
         _check_pair(predictions, labels)
+        if new_video:
+            self._forget_video()
+        self._video_frames += labels.shape[:-2].numel()
         labelled = labels != self.ignore_index
         true, predicted = labels[labelled].long(), predictions[labelled].long()
-        if true.numel() == 0:
-            return
-        for name, values in (("labels", true), ("predictions", predicted)):
-            low, high = (int(bound) for bound in torch.aminmax(values))
-            if low < 0 or high >= self.num_classes:
-                raise ValueError(
-                    f"{name} must be classes 0..{self.num_classes - 1} where the label is not "
-                    f"{self.ignore_index}, got {low if low < 0 else high}"
-                )
-        self.confusion += multiclass_confusion_matrix(
-            predicted, true, self.num_classes, validate_args=False
-        )
+        confusion = torch.zeros_like(self.confusion)
+        if true.numel() > 0:
+            for name, values in (("labels", true), ("predictions", predicted)):
+                low, high = (int(bound) for bound in torch.aminmax(values))
+                if low < 0 or high >= self.num_classes:
+                    raise ValueError(
+                        f"{name} must be classes 0..{self.num_classes - 1} where the label is not "
+                        f"{self.ignore_index}, got {low if low < 0 else high}"
+                    )
+            confusion = multiclass_confusion_matrix(
+                predicted, true, self.num_classes, validate_args=False
+            )
+        if self._uncounted is not None:
+            confusion = confusion + self._uncounted
+        # That a video is long enough shows with its last frame needed, so earlier ones wait.
+        if self._video_frames < self.shortest_video:
+            self._uncounted = confusion
+        else:
+            self._uncounted = None
+            self.confusion += confusion
+
+    def reset(self) -> None:
+        """Forgets all frames."""
+        super().reset()
+        self._forget_video()
+
+    def _forget_video(self) -> None:
+        self._video_frames = 0
+        self._uncounted = None
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the figures of all pixels so far; see the class."""
@@ -95,23 +134,23 @@ class SegmentationMetrics(Metric):
         of_class = confusion.sum(dim=1)
         class_iou = right / (of_class + confusion.sum(dim=0) - right)
         present = of_class > 0
-        share = of_class / of_class.sum()
+        frequency = of_class / of_class.sum()
         return {
             "mean_iou": class_iou[present].mean(),
-            "weighted_iou": torch.where(present, share * class_iou, share).sum(),
+            "weighted_iou": torch.where(present, frequency * class_iou, frequency).sum(),
             "pixel_accuracy": right.sum() / of_class.sum(),
             "class_iou": class_iou,
             "class_accuracy": right / of_class,
-            "class_share": share,
+            "class_frequency": frequency,
         }
 
 
 class VideoConsistency(Metric):
     """Video consistency VCn: do pixels whose label stays the same keep their prediction?
 
-    For each window of n consecutive frames, the share of the pixels with a constant label that also
-    have a constant prediction; then the mean over the windows of all videos, without windows that
-    have no such pixel (Miao et al., "VSPW", CVPR 2021). Two definitions:
+    For each window of n consecutive frames, the fraction of the pixels with a constant label that
+    also have a constant prediction; then the mean over the windows of all videos, without windows
+    that have no such pixel (Miao et al., "VSPW", CVPR 2021). Two definitions:
 
     - `"published"`: what the published evaluation script computes. The last window of each video is
       left out, videos of at most 16 frames are skipped whatever the window, the prediction only has
@@ -269,4 +308,4 @@ def _check_pair(predictions: Tensor, labels: Tensor) -> None:
         )
 
 
-__all__ = ["DEFINITIONS", "SegmentationMetrics", "VideoConsistency"]
+__all__ = ["DEFINITIONS", "PUBLISHED_SHORTEST_VIDEO", "SegmentationMetrics", "VideoConsistency"]

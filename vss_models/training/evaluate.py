@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,12 @@ from torchmetrics import SumMetric
 
 from vss_models.data import ClipTestDataset
 from vss_models.inference.streaming import StreamingSegmenter
-from vss_models.metrics import DEFINITIONS, SegmentationMetrics, VideoConsistency
+from vss_models.metrics import (
+    DEFINITIONS,
+    PUBLISHED_SHORTEST_VIDEO,
+    SegmentationMetrics,
+    VideoConsistency,
+)
 from vss_models.model import VideoSegmentor
 from vss_models.training.report import EvaluationReport
 
@@ -51,23 +57,28 @@ class Evaluator:
         self._model = model
         self._offsets = tuple(offsets) if model.num_references else ()
 
-    def reset(self, device: torch.device | str, consistency: bool = True) -> None:
+    def reset(self, device: torch.device | str, complete: bool = True) -> None:
         """Forgets all figures and collects the next ones.
 
         Args:
             device: Where the figures are kept.
-            consistency: Whether to measure the video consistency too.
+            complete: Whether to measure the video consistency too, and the mean IoU of long videos.
 
         Raises:
             ValueError: If the model is in training mode.
         """
         self._stream = StreamingSegmenter(self._model, self._offsets)
         self._segmentation = SegmentationMetrics(len(self.class_names)).to(device)
+        self._of_long_videos: SegmentationMetrics | None = None
+        if complete:
+            self._of_long_videos = SegmentationMetrics(
+                len(self.class_names), shortest_video=PUBLISHED_SHORTEST_VIDEO
+            ).to(device)
         self._consistency = {
             (window, definition): VideoConsistency(window, definition).to(device)
             for window in WINDOWS
             for definition in DEFINITIONS
-            if consistency
+            if complete
         }
         self._num_videos = SumMetric().to(device)
         self._num_frames = SumMetric().to(device)
@@ -95,7 +106,9 @@ class Evaluator:
             )
         labels = item["labels"]
         predicted = self._stream.step(item["clip"][:, -1], labels.shape[-2:])
-        self._segmentation.update(predicted, labels)
+        self._segmentation.update(predicted, labels, new_video=first)
+        if self._of_long_videos is not None:
+            self._of_long_videos.update(predicted, labels, new_video=first)
         for metric in self._consistency.values():
             metric.update(predicted, labels, new_video=first)
         self._num_videos.update(int(first))
@@ -108,13 +121,17 @@ class Evaluator:
         consistency: dict[str, dict[str, float]] = {}
         for (window, definition), metric in self._consistency.items():
             consistency.setdefault(f"VC{window}", {})[definition] = float(metric.compute())
+        long_videos = self._of_long_videos
         return EvaluationReport(
             mean_iou=float(figures["mean_iou"]),
             weighted_iou=float(figures["weighted_iou"]),
             pixel_accuracy=float(figures["pixel_accuracy"]),
             class_names=self.class_names,
             class_iou=tuple(figures["class_iou"].tolist()),
-            class_share=tuple(figures["class_share"].tolist()),
+            class_share=tuple(figures["class_frequency"].tolist()),
+            mean_iou_of_long_videos=(
+                math.nan if long_videos is None else float(long_videos.compute()["mean_iou"])
+            ),
             video_consistency=consistency,
             num_videos=int(self._num_videos.compute()),
             num_frames=int(self._num_frames.compute()),

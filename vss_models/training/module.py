@@ -214,11 +214,11 @@ class SegmentationModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Starts a new evaluation; the consistency over time is left to the test."""
-        self._start_evaluation(consistency=False)
+        self._start_evaluation(complete=False)
 
     def on_test_start(self) -> None:
         """Starts a new evaluation."""
-        self._start_evaluation(consistency=True)
+        self._start_evaluation(complete=True)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Evaluates one frame."""
@@ -291,12 +291,12 @@ class SegmentationModule(pl.LightningModule):
         assert self.model.config is not None
         return {**asdict(self.model.config), "seed": self.seed}
 
-    def _start_evaluation(self, consistency: bool) -> None:
+    def _start_evaluation(self, complete: bool) -> None:
         if self.trainer.world_size > 1:
             # Plain BatchNorm keeps statistics per process; every process must judge one model.
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        self.evaluator.reset(self.device, consistency)
+        self.evaluator.reset(self.device, complete)
 
 
 def segmentation_module(trainer: pl.Trainer) -> SegmentationModule:

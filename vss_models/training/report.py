@@ -13,6 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vss_models.atomic import atomic_write
+from vss_models.metrics import PUBLISHED_SHORTEST_VIDEO
+
+MEAN_IOU = "mIoU (all videos)"
+MEAN_IOU_OF_LONG_VIDEOS = f"mIoU (videos of {PUBLISHED_SHORTEST_VIDEO} frames or more)"
 
 REPORT_FILES = ("report.json", "report.md", "classes.csv")
 
@@ -22,12 +26,15 @@ class EvaluationReport:
     """Figures of one evaluation; all shares are in 0..1.
 
     Attributes:
-        mean_iou: Mean IoU over the classes present in the ground truth.
+        mean_iou: Mean IoU of all videos over the classes present in the ground truth, as the
+            published evaluation during training computes it.
         weighted_iou: IoU of the classes weighted with their share of the labelled pixels.
         pixel_accuracy: Share of the labelled pixels with the right label.
         class_names: Names of the classes.
         class_iou: IoU of each class; NaN where neither truth nor prediction has it.
         class_share: Each class's share of the labelled pixels.
+        mean_iou_of_long_videos: The same without the videos of 16 frames or fewer, as the published
+            evaluation script computes it; NaN where it was not measured or no video is longer.
         video_consistency: By name, such as ``VC8``, the figure as published and the correct one
             (see :mod:`vss_models.metrics`); NaN where no video is long enough.
         num_videos: Videos that were evaluated.
@@ -40,6 +47,7 @@ class EvaluationReport:
     class_names: tuple[str, ...]
     class_iou: tuple[float, ...]
     class_share: tuple[float, ...]
+    mean_iou_of_long_videos: float = math.nan
     video_consistency: dict[str, dict[str, float]] = field(default_factory=dict)
     num_videos: int = 0
     num_frames: int = 0
@@ -47,7 +55,8 @@ class EvaluationReport:
     def summary(self) -> list[tuple[str, float]]:
         """Name and value of the overall figures, in the order in which they are shown."""
         rows = [
-            ("mIoU", self.mean_iou),
+            (MEAN_IOU, self.mean_iou),
+            (MEAN_IOU_OF_LONG_VIDEOS, self.mean_iou_of_long_videos),
             ("weighted IoU", self.weighted_iou),
             ("pixel accuracy", self.pixel_accuracy),
         ]
