@@ -10,6 +10,7 @@ from vss_kernels.focal_attention.geometry import FocalGeometry, PooledLevel
 from vss_kernels.focal_pool import focal_pool
 from vss_kernels.fuse_pyramid import fuse_pyramid
 from vss_kernels.masked_affinity import masked_affinity
+from vss_kernels.patch import PatchedPart, PatchError, PatchReport, patch, unpatch
 from vss_kernels.select_tokens import select_tokens
 from vss_kernels.upsample_argmax import upsample_argmax
 from vss_kernels.upsample_cross_entropy import upsample_cross_entropy
@@ -19,6 +20,9 @@ __all__ = [
     "BackendError",
     "ConvNormLayer",
     "FocalGeometry",
+    "PatchError",
+    "PatchReport",
+    "PatchedPart",
     "PooledLevel",
     "__version__",
     "aggregate_affinity",
@@ -29,7 +33,9 @@ __all__ = [
     "fuse_pyramid",
     "masked_affinity",
     "nn",
+    "patch",
     "select_tokens",
+    "unpatch",
     "upsample_argmax",
     "upsample_cross_entropy",
 ]

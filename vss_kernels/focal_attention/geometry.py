@@ -149,17 +149,21 @@ def key_table(
     return torch.cat(sections, dim=1).to(torch.int32)
 
 
-def relative_position_index(window: int, kernel: int) -> Tensor:
+def relative_position_index(
+    window: int, kernel: int, device: torch.device | str | None = None
+) -> Tensor:
     """Rows of a relative-position bias table for the queries of a window and a square of keys.
 
     Args:
         window: Side of the window of queries.
         kernel: Side of the square of keys.
+        device: Where to put the index.
 
     Returns:
         int64 tensor of shape (window**2, kernel**2) with values in [0, (window + kernel - 1)**2).
     """
-    query, key = torch.arange(window)[:, None], torch.arange(kernel)
+    query = torch.arange(window, device=device)[:, None]
+    key = torch.arange(kernel, device=device)
     distance = query - key + kernel - 1  # (window, kernel)
     index = distance[:, None, :, None] * (window + kernel - 1) + distance[None, :, None, :]
     return index.reshape(window**2, kernel**2)
