@@ -147,6 +147,8 @@ def _smp_levels(module: Any, features: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def _smp_argument(levels: Sequence[Tensor]) -> list[Tensor]:
     rows, columns = levels[0].shape[2:]
+    if len(levels) > 4:  # an encoder with a level at half the image's size
+        return [torch.zeros(1, 3, 2 * rows, 2 * columns), *levels]
     image = torch.zeros(1, 3, 4 * rows, 4 * columns)
     return [image, torch.zeros(1, 0, 2 * rows, 2 * columns), *levels]
 
