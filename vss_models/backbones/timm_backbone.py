@@ -9,22 +9,43 @@ from torch import Tensor, nn
 
 STRIDES = (4, 8, 16, 32)
 
+# fmt: off
+OPTIONS = frozenset((
+    "act_layer", "attn_drop_rate", "depths", "dims", "drop_path_rate", "drop_rate", "embed_dim",
+    "embed_dims", "img_size", "kernel_sizes", "linear", "ls_init_value", "mlp_ratio", "mlp_ratios",
+    "norm_eps", "norm_layer", "num_heads", "out_indices", "patch_size", "pretrained",
+    "proj_drop_rate", "qkv_bias", "sr_ratios", "strict_img_size", "window_ratio", "window_size",
+))
+# fmt: on
+"""What `backbone_options` may name: the architecture, and whether to download its weights.
+
+A model file brings its options along. timm has others that read files or addresses, such as
+`checkpoint_path` and `pretrained_cfg`, and what they read may run code.
+"""
+
 
 class TimmBackbone(nn.Module):
     """Wraps a timm model so that it returns four NCHW maps at strides 4, 8, 16 and 32.
 
     Args:
         name: Model name in timm, such as "pvt_v2_b1" or "convnext_tiny".
-        options: More keyword arguments for `timm.create_model`, such as `{"pretrained": True}`, or
-            `{"img_size": (480, 864)}` for models of one fixed size.
+        options: More keyword arguments for `timm.create_model`, of those in `OPTIONS`: such as
+            `{"pretrained": True}`, or `{"img_size": (480, 864)}` for models of one fixed size.
 
     Raises:
         ImportError: If timm is not installed.
-        ValueError: If timm does not know the name, or its last four levels have other strides.
+        ValueError: If timm does not know the name, its last four levels have other strides, or an
+            option is not among `OPTIONS`.
     """
 
     def __init__(self, name: str, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        others = sorted(str(name) for name in options or {} if name not in OPTIONS)
+        if others:
+            raise ValueError(
+                f"backbone_options must not name {', '.join(others)}; they are the architecture's: "
+                f"{', '.join(sorted(OPTIONS))}"
+            )
         try:
             import timm
         except ModuleNotFoundError as error:

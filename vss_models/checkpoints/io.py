@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Mapping
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,23 @@ UNREADABLE = (
 def read_file(path: str | os.PathLike[str]) -> Any:
     """Reads a .pth file of tensors and plain types, or a .safetensors file.
 
+    Args:
+        path: The file.
+
+    Returns:
+        What was saved, with tensors on the CPU.
+
     Raises:
         CheckpointError: If the file is damaged, or would run code when loaded.
         FileNotFoundError: If there is no such file.
+        OSError: If it cannot be opened, such as a folder.
     """
     path = Path(path)
+    if path.is_fifo():
+        raise CheckpointError(f"{path} is a named pipe; weights are read from files only")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
@@ -48,25 +59,6 @@ def read_file(path: str | os.PathLike[str]) -> Any:
             f"cut off, of another format, or holds objects other than tensors and plain types. "
             f"torch.load says: {str(error).splitlines()[0] if str(error) else repr(error)}"
         ) from error
-
-
-def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Reads the tensors of a file: `{"state_dict": {...}}` or the plain dict.
-
-    Raises:
-        CheckpointError: If the file cannot be read or holds no named tensors.
-        FileNotFoundError: If there is no such file.
-    """
-    content = read_file(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors")
-    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not state:
-        keys = ", ".join(sorted(str(key) for key in content)[:8]) or "none"
-        raise CheckpointError(f"{path} holds no named tensors; its keys are: {keys}")
-    return state
 
 
 def write_file(content: Any, path: str | os.PathLike[str]) -> None:
@@ -88,6 +80,23 @@ def write_file(content: Any, path: str | os.PathLike[str]) -> None:
             if file.error is None:
                 raise
             raise file.error from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raises if bytes of a file of torch.save have changed, which torch.load does not look at."""
+    if not zipfile.is_zipfile(path):
+        return  # of a PyTorch before 1.6, or no file of PyTorch at all
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+            # Such files are not compressed; one that claims to be larger might never end.
+            damaged = archive.testzip() if size <= path.stat().st_size else "everything"
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; use another copy of it") from error
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path} is damaged: the checksum of {damaged} in it is wrong; use another copy of it"
+        )
 
 
 class _Reporting(io.BufferedWriter):
@@ -121,4 +130,4 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
 
 
-__all__ = ["read_file", "read_state", "write_file"]
+__all__ = ["read_file", "write_file"]

@@ -134,8 +134,8 @@ NO_CONTENT = re.compile(r"(^|\.)(conv_seg\.|relative_position_index|valid_ind)")
 IMAGENET_CLASSIFIER = re.compile(r"^(head|classifier)\.")
 """The classification layer of an ImageNet file."""
 
-OWN_LAYOUTS = ("model file of this package", "training run of this package")
-"""Those of `backbone_layouts` that have this package's own names, whatever the encoder."""
+OWN_LAYOUT = "this package's"
+"""The one of `backbone_layouts` that has this package's own names, whatever the encoder."""
 
 _FIELD = re.compile(r"\{(?:(\d+)\*)?([a-z]+)([+-]\d+)?\}")
 
@@ -166,8 +166,7 @@ def backbone_layouts(backbone_keys: Sequence[str]) -> dict[str, dict[str, Names]
         "segmentation_models_pytorch": _rename(backbone_keys, released, "", "encoder."),
         "Hugging Face": _rename(backbone_keys, hugging_face, "", "segformer.encoder."),
         "Hugging Face encoder": _rename(backbone_keys, hugging_face, "", "encoder."),
-        OWN_LAYOUTS[0]: _rename(backbone_keys, (), "", "backbone."),
-        OWN_LAYOUTS[1]: _rename(backbone_keys, (), "", "model.backbone."),
+        OWN_LAYOUT: _rename(backbone_keys, (), "", "backbone."),
     }
 
 
@@ -213,7 +212,7 @@ def _fill(pattern: str, fields: Mapping[str, str]) -> str:
 __all__ = [
     "IMAGENET_CLASSIFIER",
     "NO_CONTENT",
-    "OWN_LAYOUTS",
+    "OWN_LAYOUT",
     "Names",
     "backbone_layouts",
     "released_names",

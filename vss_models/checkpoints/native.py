@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
 
-from vss_models.checkpoints.io import read_file, write_file
+from vss_models.checkpoints.io import write_file
+from vss_models.checkpoints.read import (
+    FORMAT,
+    FORMAT_VERSION,
+    MODEL,
+    RUN,
+    Checkpoint,
+    read_checkpoint,
+)
 from vss_models.checkpoints.report import CheckpointError
 from vss_models.model import TrainedOn, VideoSegmentor
 from vss_models.registry import create_model
 
-FORMAT = "vss_models"
-FORMAT_VERSION = 1
+_MISFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What building a model raises for settings of wrong types and sizes."""
 
 
 def save_model(
@@ -71,37 +79,54 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         CheckpointError: If the file is no such checkpoint, is damaged, or is of a newer format.
         FileNotFoundError: If there is no such file.
     """
-    content = read_file(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    checkpoint = read_checkpoint(path)
+    if checkpoint.kind == RUN:
+        raise CheckpointError(f"{path} is a checkpoint of a training run: use open_model(path)")
+    if checkpoint.kind != MODEL:
         raise CheckpointError(
             f"{path} is not a checkpoint of save_model. For released weights build the model with "
             "create_model and call load_released(model, path)"
         )
-    version = content.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version}, this program reads up to "
-            f"{FORMAT_VERSION}; use a newer vss-kernels"
-        )
+    return build_model(path, checkpoint).to(device)
+
+
+def build_model(path: str | os.PathLike[str], checkpoint: Checkpoint) -> VideoSegmentor:
+    """Builds the model of a checkpoint, in evaluation mode, on the CPU.
+
+    Args:
+        path: The file, for messages.
+        checkpoint: Its contents; of kind `MODEL` or `RUN`.
+
+    Returns:
+        The model, with all its weights from the file.
+
+    Raises:
+        CheckpointError: If the description and the tensors are not of one model of this program.
+    """
+    description = checkpoint.description
     try:
-        return build_model(content).to(device)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        # Without memory first: a false description must not ask for more than the file holds.
+        with torch.device("meta"):
+            outline = _model_of(description)
+        outline.load_state_dict(checkpoint.state, assign=True)
+        model = _model_of(description)
+        model.load_state_dict(checkpoint.state)
+        known = {field.name: description.get(field.name) for field in fields(TrainedOn)}
+        model.trained_on = TrainedOn(**known)
+        model.trained_on.check_fits(model.num_classes, model.num_references)
+    except _MISFIT as error:
         raise CheckpointError(
             f"{path} does not describe a model of this program: {error}"
         ) from error
+    return model.eval()
 
 
-def build_model(content: dict[str, Any]) -> VideoSegmentor:
-    """Builds the model from the contents of a checkpoint, in evaluation mode."""
-    overrides = dict(content["overrides"])
+def _model_of(description: Mapping[str, Any]) -> VideoSegmentor:
+    overrides = dict(description["overrides"])
     if overrides.get("backbone_options"):
         # The weights come from the checkpoint: nothing to download.
         overrides["backbone_options"] = {**overrides["backbone_options"], "pretrained": False}
-    model = create_model(content["name"], content["num_classes"], **overrides)
-    model.load_state_dict(content["state_dict"])
-    model.trained_on = TrainedOn(**{f.name: content.get(f.name) for f in fields(TrainedOn)})
-    model.trained_on.check_fits(model.num_classes, model.num_references)
-    return model.eval()
+    return create_model(description["name"], description["num_classes"], **overrides)
 
 
 __all__ = ["build_model", "describe_model", "load_model", "save_model"]

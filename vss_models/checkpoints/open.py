@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from torch import Tensor
 
-from vss_models.checkpoints.io import read_file, read_state
-from vss_models.checkpoints.native import FORMAT, build_model, load_model
-from vss_models.checkpoints.published import load_released, released_family
+from vss_models.checkpoints.native import build_model
+from vss_models.checkpoints.published import load_released_state, released_family
+from vss_models.checkpoints.read import PUBLISHED, read_checkpoint
 from vss_models.checkpoints.report import CheckpointError
 from vss_models.model import VideoSegmentor
 from vss_models.registry import create_model
-
-RUN_KEY = "vss_model"
-"""Where a training run's checkpoint says what its model was built with."""
 
 _RELEASED_CLASSIFIER = "decode_head.linear_pred.weight"
 
@@ -37,44 +33,24 @@ def open_model(path: str | os.PathLike[str], name: str | None = None) -> VideoSe
         FileNotFoundError: If there is no such file.
         ValueError: If no model has that name.
     """
-    content = read_file(path)
-    if isinstance(content, dict) and RUN_KEY in content:
-        model = _build_from_run(path, content)
-    elif isinstance(content, dict) and content.get("format") == FORMAT:
-        model = load_model(path)
-    else:
-        return _build_released(path, name)
+    checkpoint = read_checkpoint(path)
+    if checkpoint.kind == PUBLISHED:
+        return _build_released(path, checkpoint.state, name)
+    model = build_model(path, checkpoint)
     if model.config is not None and name not in (None, model.config.name):
         raise CheckpointError(f"{path} is of the model {model.config.name}, not of {name}")
     return model
 
 
-def state_of_run(content: dict[str, Any]) -> dict[str, Tensor]:
-    """Returns the model's weights from the contents of a training run's checkpoint."""
-    prefix = "model."
-    return {
-        key.removeprefix(prefix): value
-        for key, value in content["state_dict"].items()
-        if key.startswith(prefix)
-    }
-
-
-def _build_from_run(path: str | os.PathLike[str], content: dict[str, Any]) -> VideoSegmentor:
-    try:
-        return build_model({**content[RUN_KEY], "state_dict": state_of_run(content)})
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} does not describe a model of this program: {error}"
-        ) from error
-
-
-def _build_released(path: str | os.PathLike[str], name: str | None) -> VideoSegmentor:
+def _build_released(
+    path: str | os.PathLike[str], state: dict[str, Tensor], name: str | None
+) -> VideoSegmentor:
     if name is None:
         raise CheckpointError(
             f"{path} doesn't say which model it is of; give the model's name, such as mrcfa_b1"
         )
-    state = read_state(path)
-    if _RELEASED_CLASSIFIER not in state:
+    classifier = state.get(_RELEASED_CLASSIFIER)
+    if classifier is None or classifier.dim() == 0:
         raise CheckpointError(
             f"{path} is not in a layout this program knows: it has no {_RELEASED_CLASSIFIER}"
         )
@@ -85,11 +61,11 @@ def _build_released(path: str | os.PathLike[str], name: str | None) -> VideoSegm
             "would be left out and the labels would be CFFM's. To use it as the CFFM within, load "
             "it with load_released(create_model('cffm_b1', ...), path, strict=False)"
         )
-    model = create_model(name, state[_RELEASED_CLASSIFIER].shape[0])
+    model = create_model(name, classifier.shape[0])
     if name.split("_")[0] != family.lower():
         raise CheckpointError(f"{path} is of {family}, not of {name}")
-    load_released(model, path, verbose=False)
+    load_released_state(model, path, state)
     return model.eval()
 
 
-__all__ = ["RUN_KEY", "open_model", "state_of_run"]
+__all__ = ["open_model"]

@@ -7,11 +7,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from vss_models.checkpoints.io import read_file, read_state
-from vss_models.checkpoints.key_map import NO_CONTENT, Names, released_names
-from vss_models.checkpoints.native import FORMAT
-from vss_models.checkpoints.open import RUN_KEY, state_of_run
+from vss_models.checkpoints.key_map import NO_CONTENT, released_names
 from vss_models.checkpoints.published import copy_tensors, match_tensors
+from vss_models.checkpoints.read import PUBLISHED, read_checkpoint
 from vss_models.checkpoints.report import CheckpointError, LoadReport, ShapeMismatch
 from vss_models.model import VideoSegmentor
 
@@ -45,19 +43,13 @@ def load_pretrained(
             is of another model; the model is then unchanged.
         FileNotFoundError: If there is no such file.
     """
-    content = read_file(path)
+    checkpoint = read_checkpoint(path)
     keys = list(model.state_dict())
-    own: dict[str, Names] = {key: (key,) for key in keys}
-    if isinstance(content, dict) and RUN_KEY in content:
-        origin, state = _origin(path, content[RUN_KEY]), state_of_run(content)
-        names = own
-    elif isinstance(content, dict) and content.get("format") == FORMAT:
-        origin, state = _origin(path, content), content["state_dict"]
-        names = own
+    if checkpoint.kind == PUBLISHED:
+        origin, names = f"{path} (released layout)", released_names(keys)
     else:
-        origin, state = f"{path} (released layout)", read_state(path)
-        names = released_names(keys)
-    tensors, report = match_tensors(origin, model, state, names, NO_CONTENT)
+        origin, names = _origin(path, checkpoint.description), {key: (key,) for key in keys}
+    tensors, report = match_tensors(origin, model, checkpoint.state, names, NO_CONTENT)
     ours = {theirs: key for key, parts in names.items() for theirs in parts}
     _refuse_misfits(report, ours)
     copy_tensors(model, tensors)

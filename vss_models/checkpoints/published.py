@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from vss_models.backbones import MixTransformer
-from vss_models.checkpoints.io import read_state, write_file
+from vss_models.checkpoints.io import write_file
 from vss_models.checkpoints.key_map import (
     IMAGENET_CLASSIFIER,
     NO_CONTENT,
-    OWN_LAYOUTS,
+    OWN_LAYOUT,
     Names,
     backbone_layouts,
     released_names,
 )
+from vss_models.checkpoints.read import check_finite, read_checkpoint
 from vss_models.checkpoints.report import CheckpointError, LoadReport, ShapeMismatch
 from vss_models.model import VideoSegmentor
 
@@ -57,7 +58,19 @@ def load_released(
         CheckpointError: If the file cannot be read or does not fit; the model is then unchanged.
         FileNotFoundError: If there is no such file.
     """
-    state = read_state(path)
+    report = load_released_state(model, path, read_checkpoint(path).state, strict)
+    if verbose:
+        print(report)
+    return report
+
+
+def load_released_state(
+    model: VideoSegmentor,
+    path: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    strict: bool = True,
+) -> LoadReport:
+    """Does what `load_released` does with the tensors of a file that has been read."""
     names = released_names(list(model.state_dict()))
     tensors, report = match_tensors(f"{path} (released layout)", model, state, names, NO_CONTENT)
     _refuse_backbone_mismatch(report, "backbone.")
@@ -68,8 +81,6 @@ def load_released(
             f"or an incomplete file)\n{report}"
         )
     copy_tensors(model, tensors)
-    if verbose:
-        print(report)
     return report
 
 
@@ -97,11 +108,11 @@ def load_backbone(
         FileNotFoundError: If there is no such file.
         TypeError: If the file is not of this package and the model's encoder is not a MiT.
     """
-    state = read_state(path)
+    state = read_checkpoint(path).state
     layouts = backbone_layouts(list(model.backbone.state_dict()))
     is_mit = isinstance(model.backbone, MixTransformer)
     if not is_mit:
-        layouts = {layout: layouts[layout] for layout in OWN_LAYOUTS}
+        layouts = {OWN_LAYOUT: layouts[OWN_LAYOUT]}
     found = {
         layout: sum(name in state for parts in names.values() for name in parts)
         for layout, names in layouts.items()
@@ -164,6 +175,9 @@ def match_tensors(
 
     Returns:
         The tensors that fit, by the module's keys, and the report.
+
+    Raises:
+        CheckpointError: If one of the tensors that fit is not finite.
     """
     tensors: dict[str, Tensor] = {}
     used: list[str] = []
@@ -188,6 +202,7 @@ def match_tensors(
         used += parts
         found = [state[name] for name in parts]
         tensors[key] = found[0] if len(found) == 1 else torch.cat(found)
+    check_finite(source, {name: state[name] for name in used})
     known = {name for parts in names.values() for name in parts}
     rest = [name for name in state if name not in known]
     report = LoadReport(
@@ -219,6 +234,7 @@ __all__ = [
     "copy_tensors",
     "load_backbone",
     "load_released",
+    "load_released_state",
     "match_tensors",
     "released_family",
     "save_released",
