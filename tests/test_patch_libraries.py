@@ -79,9 +79,11 @@ def test_transformers_call_the_operators(tmp_path):
     model = make_segformer()
     images, labels = make_batch(dtype=torch.float32)
     vss_kernels.patch(model)
-    with vss_kernels.backend("triton", "fuse_pyramid"):  # which it has not
-        with pytest.raises(vss_kernels.BackendError, match="fuse_pyramid"):
-            model(images)
+    with (
+        vss_kernels.backend("triton", "fuse_pyramid"),  # which it has not
+        pytest.raises(vss_kernels.BackendError, match="fuse_pyramid"),
+    ):
+        model(images)
     with vss_kernels.backend("triton", "upsample_cross_entropy"):
         model(images)  # no labels, no loss
         with pytest.raises(vss_kernels.BackendError, match="upsample_cross_entropy"):

@@ -86,8 +86,8 @@ def patch(
     against its replacement on random input. A replaced part keeps its identity, parameters, state
     keys and hooks, takes the same arguments, and gives the same answers and gradients up to
     rounding. What the operators cannot take (unequal grids, masks of one's own, a traced loss) the
-    original goes on computing, call by call. Copies and pickles of a patched model are patched. Where
-    dropout follows a replaced part, one seed may drop other elements than before.
+    original goes on computing, call by call. Copies and pickles of a patched model are patched.
+    Where dropout follows a replaced part, one seed may drop other elements than before.
 
     Known are the affinity module of MRCFA and the window attention of CFFM in the released layout;
     all-MLP fusion heads as in transformers, segmentation_models_pytorch and mmsegmentation; and
