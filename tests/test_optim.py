@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from tests.support.recorded_calls import FailingCapture, RecordedCalls
 from vss_models.training.optim import (
     OptimizerSettings,
     build_optimizer,
@@ -145,3 +149,70 @@ def test_bad_settings_name_the_field(field: str, value: float) -> None:
 def test_bad_length_is_refused() -> None:
     with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
         warmup_poly(OptimizerSettings(), 0)
+
+
+def tiny_problem() -> tuple[nn.Module, list[torch.Tensor]]:
+    torch.manual_seed(3)
+    model = nn.ModuleDict({"backbone": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+    return model, [torch.randn_like(parameter) for parameter in model.parameters()]
+
+
+def test_replayed_updates_are_those_of_adamw() -> None:
+    """The rate changes at every step; replays read it, a load starts a new recording."""
+    settings = OptimizerSettings(lr=0.1, warmup_steps=4)
+    weights = []
+    for replayed in (False, True):
+        model, gradients = tiny_problem()
+        optimizer, schedule = build_optimizer(model, settings, 20)
+        if replayed:
+            optimizer.capture = RecordedCalls()
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient.clone()
+        for number in range(12):
+            if number == 6:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                assert parameter.grad is not None
+                parameter.grad.copy_(gradient * math.cos(number))
+            optimizer.step()
+            schedule.step()
+            assert all(isinstance(group["lr"], float) for group in optimizer.param_groups)
+        weights.append([parameter.detach() for parameter in model.parameters()])
+        if replayed:
+            assert isinstance(optimizer.capture, RecordedCalls)
+            assert (optimizer.capture.recorded, optimizer.capture.replayed) == (2, 10)
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_an_update_that_cannot_be_recorded_is_done(caplog: pytest.LogCaptureFixture) -> None:
+    model, gradients = tiny_problem()
+    optimizer, _ = build_optimizer(model, OptimizerSettings(warmup_steps=0), 20)
+    optimizer.capture = FailingCapture()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    for _ in range(3):
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        optimizer.step()
+        for one, other in zip(model.parameters(), before, strict=True):
+            assert not torch.equal(one, other)
+    (record,) = (r for r in caplog.records if r.name == "vss_models")
+    assert "not replayed" in record.getMessage()
+    assert next(iter(optimizer.state.values()))["step"] == 3
+
+
+def test_a_gpus_state_is_continued_on_a_cpu() -> None:
+    """A GPU's run updates in its own way, and its checkpoint says so."""
+    model, gradients = tiny_problem()
+    optimizer, _ = build_optimizer(model, OptimizerSettings(), 20)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        group["fused"] = group["capturable"] = True
+    other, _ = build_optimizer(model, OptimizerSettings(), 20)
+    other.load_state_dict(state)
+    assert not any(group["capturable"] or group["fused"] for group in other.param_groups)
+    other.step()
+    assert next(iter(other.state.values()))["step"] == 2

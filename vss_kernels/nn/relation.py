@@ -47,6 +47,8 @@ class ConvNorm(nn.Module):
         outgoing: Channels out.
     """
 
+    keeps_precision = True  # autocast leaves these parameters as they are, dozens and all tiny
+
     def __init__(self, kernel: int, incoming: int, outgoing: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(incoming, outgoing, kernel, padding=kernel // 2)

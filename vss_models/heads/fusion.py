@@ -32,6 +32,8 @@ class PyramidFusion(nn.Module):
         ValueError: If the mode is neither.
     """
 
+    keeps_precision = True  # the matrices are multiplied with each other before autocast's cast
+
     def __init__(self, channels: Sequence[int], embed_dim: int, mode: str = "projected") -> None:
         super().__init__()
         if mode not in FUSION_MODES:

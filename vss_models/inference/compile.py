@@ -12,6 +12,7 @@ from vss_models.model import VideoSegmentor
 
 PRECISIONS = ("float32", "bfloat16")
 CUDA_GRAPH = "cuda-graph"
+AUTOMATIC = "auto"
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -82,13 +83,16 @@ class FrameProgram:
         return self.model.decode(state, references), state.reference
 
 
-def compiled(function: Callable[Arguments, Result], how: str) -> Callable[Arguments, Result]:
-    """Compiles a function in one piece.
+def compiled(
+    function: Callable[Arguments, Result], how: str, in_one_piece: bool = True
+) -> Callable[Arguments, Result]:
+    """Compiles a function.
 
     Args:
         function: Tensors to tensors.
         how: "inductor" or another backend of torch.compile, or "cuda-graph", which compiles with
             inductor and replays on a GPU: a result is overwritten by the next call.
+        in_one_piece: Whether it is an error if a part cannot be compiled.
 
     Returns:
         The function, which is compiled when it is called and anew for every new size.
@@ -96,15 +100,29 @@ def compiled(function: Callable[Arguments, Result], how: str) -> Callable[Argume
     Raises:
         ValueError: If there is no such backend.
     """
+    check_backend(how)
     if how == CUDA_GRAPH:
-        return torch.compile(function, fullgraph=True, dynamic=False, mode="reduce-overhead")
+        return torch.compile(
+            function, fullgraph=in_one_piece, dynamic=False, mode="reduce-overhead"
+        )
+    return torch.compile(function, fullgraph=in_one_piece, dynamic=False, backend=how)
+
+
+def check_backend(how: str) -> None:
+    """Checks that a way to compile exists.
+
+    Args:
+        how: See :func:`compiled`.
+
+    Raises:
+        ValueError: If there is no such backend.
+    """
     known = torch.compiler.list_backends(exclude_tags=())
-    if how not in known:
+    if how != CUDA_GRAPH and how not in known:
         raise ValueError(
-            f"compile must be None, {CUDA_GRAPH!r} or a backend of torch.compile "
+            f"compile must be None, {AUTOMATIC!r}, {CUDA_GRAPH!r} or a backend of torch.compile "
             f"({', '.join(known)}), got {how!r}"
         )
-    return torch.compile(function, fullgraph=True, dynamic=False, backend=how)
 
 
 def _clone(kept: Any) -> Any:

@@ -21,7 +21,8 @@ from vss_models.checkpoints import (
 )
 from vss_models.data import ClassTable, item_generator, numbered_classes
 from vss_models.heads.segformer import ClipLogits
-from vss_models.inference.compile import CUDA_GRAPH, compiled
+from vss_models.inference.compile import AUTOMATIC, check_backend
+from vss_models.inference.graphs import CudaCapture
 from vss_models.losses import ClipLoss
 from vss_models.model import TrainedOn
 from vss_models.registry import create_model
@@ -29,6 +30,7 @@ from vss_models.training.data import VideoDataModule
 from vss_models.training.evaluate import Evaluator
 from vss_models.training.optim import OptimizerSettings, build_optimizer
 from vss_models.training.report import EvaluationReport
+from vss_models.training.step import TrainingStep, chosen_execution
 
 
 class SegmentationModule(pl.LightningModule):
@@ -53,9 +55,11 @@ class SegmentationModule(pl.LightningModule):
         label_smoothing: Share of the target probability spread over all classes.
         class_weights: One weight a class, or None.
         seed: Seed of the initial weights and of dropout.
-        compile: None trains the model as it is. "inductor" or "cuda-graph" compile forward, loss
-            and backward, see :func:`vss_models.inference.compile.compiled`; compiled dropout draws
-            other numbers. Evaluation is not compiled.
+        compile: How forward, loss and backward run. None runs the model as it is. "inductor"
+            compiles them, see :func:`vss_models.inference.compile.compiled`; compiled dropout draws
+            other numbers. "cuda-graph" also replays them, and the optimizer's update, as CUDA
+            graphs. "auto" is "cuda-graph" on a CUDA device and None elsewhere, or, with a logged
+            reason, where the trainer's settings do not allow it. Evaluation is not compiled.
 
     Raises:
         ValueError: If the model's name or settings are not valid, or a file does not fit the model.
@@ -73,9 +77,11 @@ class SegmentationModule(pl.LightningModule):
         label_smoothing: float = 0.0,
         class_weights: list[float] | None = None,
         seed: int = 0,
-        compile: str | None = None,
+        compile: str | None = AUTOMATIC,
     ) -> None:
         super().__init__()
+        if compile is not None and compile != AUTOMATIC:
+            check_backend(compile)
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(
                 f"class_weights must have one entry for each of the {num_classes} classes, got "
@@ -96,10 +102,8 @@ class SegmentationModule(pl.LightningModule):
         )
         self.optimizer_settings = optimizer
         self.seed = seed
-        self._replays = compile == CUDA_GRAPH
-        self._forward = self._logits_and_loss
-        if compile is not None:
-            self._forward = compiled(self._logits_and_loss, compile)
+        self._execution = compile
+        self._step: TrainingStep | None = None
         self.classes: ClassTable = numbered_classes(num_classes)
         self._batches_started = 0
         self._evaluator: Evaluator | None = None
@@ -113,16 +117,17 @@ class SegmentationModule(pl.LightningModule):
             CheckpointError: If a model is to be evaluated that has some fresh weights.
             TypeError: If the trainer was not given a :class:`VideoDataModule`.
             ValueError: If the model has another number of classes or references than the data, or
-                its training cannot be replayed here.
+                its steps cannot be run as `compile` says.
         """
-        if self._replays and stage == "fit":
-            self._check_replays()
         if stage != "fit" and self._loaded is not None and not self._loaded.complete:
             raise CheckpointError(
                 "the checkpoint is not of this model, so some of its weights are fresh; evaluate "
                 "it with the classes and the model it was trained with (--data.num_classes, "
                 f"--model.name)\n{self._loaded}"
             )
+        if stage == "fit":
+            how = chosen_execution(self._execution, self.trainer)
+            self._step = None if how is None else TrainingStep(self.model, self.loss, how)
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, VideoDataModule):
             raise TypeError(
@@ -156,6 +161,8 @@ class SegmentationModule(pl.LightningModule):
         optimizer, scheduler = build_optimizer(
             self.model, self.optimizer_settings, self.trainer.max_steps
         )
+        if self._step is not None and self._step.replays:
+            optimizer.capture = CudaCapture()
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -180,18 +187,34 @@ class SegmentationModule(pl.LightningModule):
         Raises:
             FloatingPointError: If the loss is not finite (looked at when it is logged).
         """
-        if self._replays:
-            torch.compiler.cudagraph_mark_step_begin()
-        logits, loss = self._forward(batch["clip"], batch["labels"])
+        if self._step is None:
+            logits = self.model(batch["clip"])
+            loss = self.loss(logits, batch["labels"])
+        else:
+            accumulated = self.trainer.accumulate_grad_batches
+            logits, loss = self._step(
+                batch["clip"], batch["labels"], batch_idx % accumulated != 0, 1 / accumulated
+            )
         self.log("train/loss", loss, prog_bar=True)
         log_every_n_steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if log_every_n_steps and (self.trainer.global_step + 1) % log_every_n_steps == 0:
             self._log_parts(logits, batch["labels"], loss)
         return loss
 
-    def _logits_and_loss(self, clip: Tensor, labels: Tensor) -> tuple[ClipLogits, Tensor]:
-        logits = self.model(clip)
-        return logits, self.loss(logits, labels)
+    def optimizer_zero_grad(self, *arguments: Any, **named: Any) -> None:
+        """Clears the gradients, unless :meth:`training_step` has just written the batch's own."""
+        if self._step is None:
+            super().optimizer_zero_grad(*arguments, **named)
+
+    def backward(self, loss: Tensor, *arguments: Any, **named: Any) -> None:
+        """Computes the gradients, unless :meth:`training_step` has done so."""
+        if self._step is None:
+            super().backward(loss, *arguments, **named)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Averages gradients over the processes where the trainer's strategy has not."""
+        if self._step is not None and self.trainer.world_size > 1:
+            self._step.average_gradients()
 
     @torch.no_grad()
     def _log_parts(self, logits: ClipLogits, labels: Tensor, loss: Tensor) -> None:
@@ -273,19 +296,6 @@ class SegmentationModule(pl.LightningModule):
         if self._evaluator is None:
             raise RuntimeError("the module is not set up: run it with a trainer")
         return self._evaluator
-
-    def _check_replays(self) -> None:
-        if self.device.type != "cuda":
-            raise ValueError(
-                f"compile={CUDA_GRAPH!r} needs a CUDA device, got {self.device}; use 'inductor'"
-            )
-        accumulated = self.trainer.accumulate_grad_batches
-        if accumulated != 1:
-            raise ValueError(
-                f"compile={CUDA_GRAPH!r} cannot accumulate gradients over batches, because a "
-                "replay overwrites those of the one before; use compile='inductor' or "
-                f"trainer.accumulate_grad_batches=1, got {accumulated}"
-            )
 
     def _built_with(self) -> dict[str, Any]:
         assert self.model.config is not None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.lr_scheduler import LambdaLR
+
+from vss_models.inference.graphs import Capture, Recording
+
+logger = logging.getLogger("vss_models")
 
 _NORM_TYPES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
 
@@ -134,9 +139,103 @@ def warmup_poly(settings: OptimizerSettings, max_steps: int) -> Callable[[int], 
     return factor
 
 
+class AdamW(torch.optim.AdamW):
+    """AdamW whose update can be replayed as one CUDA graph.
+
+    Its state and its checkpoints are those of `torch.optim.AdamW`; on a CUDA device the update is
+    fused. Learning rates stay plain numbers, which a schedule may change between updates.
+
+    Args:
+        groups: Parameter groups.
+        lr: Learning rate of groups that name none.
+        betas: Decay rates of the running moments.
+
+    Attributes:
+        capture: How to record the update; None does not. Only for gradients that stay where they
+            are: others are updated as usual.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
+        on_gpu = all(p.is_cuda for group in groups for p in group["params"])
+        fused = True if on_gpu else None
+        super().__init__(groups, lr=lr, betas=betas, fused=fused, capturable=on_gpu)
+        # Clipping is the trainer's, so nothing is left of what this says a fused update does.
+        self._step_supports_amp_scaling = False
+        self.capture: Capture | None = None
+        self._rates: list[Tensor] = []
+        self._addresses: list[int] = []
+        self._recording: Recording | None = None
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Updates the parameters.
+
+        Args:
+            closure: Computes the loss and the gradients.
+
+        Returns:
+            The closure's result.
+        """
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        if self.capture is None:
+            super().step()
+        else:
+            self._update()
+        return result
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state, whichever device it is from; the way to update stays this optimizer's."""
+        own = {name: self.defaults[name] for name in ("fused", "foreach", "capturable")}
+        groups = [{**group, **own} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+        self._addresses = []
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        """Replays the update; records it when it has run once on the same gradients."""
+        assert self.capture is not None
+        addresses = [
+            parameter.grad.data_ptr()
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        if addresses != self._addresses:
+            self._addresses, self._recording = addresses, None
+            super().step()
+            return
+        if not self._rates:
+            device = self.param_groups[0]["params"][0].device
+            self._rates = [torch.zeros((), device=device) for _ in self.param_groups]
+        for rate, group in zip(self._rates, self.param_groups, strict=True):
+            rate.fill_(group["lr"])
+        if self._recording is None:
+            try:
+                self._recording = self.capture(self._step_with_rates)
+            except RuntimeError as error:
+                logger.warning("the optimizer is not replayed as a CUDA graph: %s", error)
+                self.capture = None
+                super().step()
+                return
+        self._recording.replay()
+
+    def _step_with_rates(self) -> None:
+        """Updates with learning rates that lie on the device, where a schedule can change them."""
+        numbers = [group["lr"] for group in self.param_groups]
+        try:
+            for group, rate in zip(self.param_groups, self._rates, strict=True):
+                group["lr"] = rate
+            super().step()
+        finally:
+            for group, number in zip(self.param_groups, numbers, strict=True):
+                group["lr"] = number
+
+
 def build_optimizer(
     model: nn.Module, settings: OptimizerSettings, max_steps: int
-) -> tuple[torch.optim.AdamW, LambdaLR]:
+) -> tuple[AdamW, LambdaLR]:
     """Makes the optimizer and the scheduler, to be stepped together after every update.
 
     Args:
@@ -151,7 +250,5 @@ def build_optimizer(
     Raises:
         ValueError: If the model has nothing to train or ``max_steps`` is not positive.
     """
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings), lr=settings.lr, betas=settings.betas
-    )
+    optimizer = AdamW(parameter_groups(model, settings), settings.lr, settings.betas)
     return optimizer, LambdaLR(optimizer, warmup_poly(settings, max_steps))
