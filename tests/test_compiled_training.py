@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from tests.support.recorded_calls import RecordedCalls
 from tests.support.tiny_training import make_data, make_dataset, make_module, run, without_dropout
 from vss_models.checkpoints import load_model
+from vss_models.training import SegmentationModule
 from vss_models.training import module as training_module
 from vss_models.training.step import TrainingStep
 
@@ -88,6 +89,35 @@ def test_a_compiled_run_is_the_plain_run(
     written = load_model(tmp_path / "fast" / "last.pt").state_dict()
     for key, one in have:
         assert torch.equal(written[key], one)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_for_training_alone(
+    tf32: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting of the run, off in validation, and as before afterwards."""
+    seen: dict[str, set[tuple[bool, bool]]] = {"training_step": set(), "validation_step": set()}
+
+    def now() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    def watch(step: str) -> None:
+        original = getattr(SegmentationModule, step)
+
+        def run_step(module: SegmentationModule, *arguments: Any) -> Any:
+            seen[step].add(now())
+            return original(module, *arguments)
+
+        monkeypatch.setattr(SegmentationModule, step, run_step)
+
+    for step in seen:
+        watch(step)
+    before = now()
+    data = make_data(make_dataset(tmp_path / "set"))
+    options = {"limit_val_batches": 1, "val_check_interval": 1}
+    run(make_module("segformer_b0", tf32=tf32), data, tmp_path / "run", 2, **options)
+    assert seen == {"training_step": {(tf32, tf32)}, "validation_step": {(False, False)}}
+    assert now() == before
 
 
 def test_what_cannot_be_compiled_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from vss_models.training.evaluate import Evaluator
 from vss_models.training.optim import OptimizerSettings, build_optimizer
 from vss_models.training.report import EvaluationReport
 from vss_models.training.step import TrainingStep, chosen_execution
+from vss_models.training.tf32 import Tf32
 
 
 class SegmentationModule(pl.LightningModule):
@@ -60,6 +62,8 @@ class SegmentationModule(pl.LightningModule):
             other numbers. "cuda-graph" also replays them, and the optimizer's update, as CUDA
             graphs. "auto" is "cuda-graph" on a CUDA device and None elsewhere, or, with a logged
             reason, where the trainer's settings do not allow it. Evaluation is not compiled.
+        tf32: Whether a GPU may round float32 products to TF32 in training steps. Evaluation does
+            not, whatever this says.
 
     Raises:
         ValueError: If the model's name or settings are not valid, or a file does not fit the model.
@@ -78,6 +82,7 @@ class SegmentationModule(pl.LightningModule):
         class_weights: list[float] | None = None,
         seed: int = 0,
         compile: str | None = AUTOMATIC,
+        tf32: bool = False,
     ) -> None:
         super().__init__()
         if compile is not None and compile != AUTOMATIC:
@@ -104,6 +109,8 @@ class SegmentationModule(pl.LightningModule):
         self.seed = seed
         self._execution = compile
         self._step: TrainingStep | None = None
+        self._allows_tf32 = tf32
+        self._tf32 = Tf32()
         self.classes: ClassTable = numbered_classes(num_classes)
         self._batches_started = 0
         self._evaluator: Evaluator | None = None
@@ -174,6 +181,14 @@ class SegmentationModule(pl.LightningModule):
         torch.manual_seed(generator.initial_seed())
         self._batches_started += 1
 
+    def on_train_start(self) -> None:
+        """Lets training steps round as the setting ``tf32`` says."""
+        self._tf32.allow(self._allows_tf32)
+
+    def teardown(self, stage: str) -> None:
+        """Lets products round as before the run."""
+        self._tf32.restore()
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch of clips.
 
@@ -239,6 +254,11 @@ class SegmentationModule(pl.LightningModule):
         """Starts a new evaluation; the consistency over time is left to the test."""
         self._start_evaluation(complete=False)
 
+    def on_validation_end(self) -> None:
+        """Lets training steps round as the setting ``tf32`` says again."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._tf32.allow(self._allows_tf32)
+
     def on_test_start(self) -> None:
         """Starts a new evaluation."""
         self._start_evaluation(complete=True)
@@ -302,6 +322,7 @@ class SegmentationModule(pl.LightningModule):
         return {**asdict(self.model.config), "seed": self.seed}
 
     def _start_evaluation(self, complete: bool) -> None:
+        self._tf32.allow(False)
         if self.trainer.world_size > 1:
             # Plain BatchNorm keeps statistics per process; every process must judge one model.
             for buffer in self.model.buffers():
