@@ -29,7 +29,17 @@ _logged: set[tuple[str, str, str]] = set()
 
 
 class BackendError(RuntimeError):
-    """A forced backend cannot run an operator; the message says why."""
+    """A forced backend cannot run an operator; the message says why.
+
+    Example:
+        >>> x = torch.zeros(1, 2, 2, 1, dtype=torch.float64)
+        >>> try:
+        ...     with vss_kernels.backend("triton", "focal_pool"):
+        ...         vss_kernels.focal_pool(x, x.flatten(), x.sum(), (1, 1))
+        ... except vss_kernels.BackendError as error:
+        ...     print(error)
+        focal_pool: the triton backend is forced but this operator has only native, eager
+    """
 
 
 @dataclass(frozen=True)
@@ -131,8 +141,13 @@ def backend(name: str, *operator_names: str) -> Iterator[None]:
         ValueError: The backend or an operator name is unknown.
 
     Example:
+        >>> x, weight, bias = torch.randn(1, 4, 4, 8), torch.ones(4), torch.tensor(0.5)
         >>> with vss_kernels.backend("eager"):
-        ...     expected = vss_kernels.focal_pool(x, weight, bias, (4, 4))
+        ...     expected = vss_kernels.focal_pool(x, weight, bias, (2, 2))
+        >>> with vss_kernels.backend("eager", "focal_pool"):  # this operator only
+        ...     same = vss_kernels.focal_pool(x, weight, bias, (2, 2))
+        >>> torch.equal(same, expected)
+        True
     """
     choice = _parse_names(name, operator_names)
     with _choices_lock:

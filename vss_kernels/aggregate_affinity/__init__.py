@@ -41,6 +41,15 @@ def aggregate_affinity(
         TypeError: An argument is no tensor, or the dtypes are unsupported or differ.
         ValueError: A shape does not fit, the channels of ``weights`` do not chain, a kernel is
             even or not square, or the devices differ.
+
+    Example:
+        >>> layer = vss_kernels.ConvNormLayer(
+        ...     torch.randn(1, 1, 3, 3), torch.zeros(1), torch.ones(1), torch.zeros(1)
+        ... )
+        >>> weights = vss_kernels.AggregationWeights(*[(layer,)] * 5)  # five chains of one layer
+        >>> maps = [torch.randn(6, 4 * scale, 5 * scale) for scale in (1, 2, 4)]
+        >>> vss_kernels.aggregate_affinity(*maps, weights).shape
+        torch.Size([6, 16, 20])
     """
     for name, maps in (("coarse", coarse), ("middle", middle), ("fine", fine)):
         check_tensor(_NAME, name, maps, "M,height,width")

@@ -17,6 +17,12 @@ class ConvNormLayer(NamedTuple):
         bias: Convolution bias (Cout,).
         norm_weight: GroupNorm scale (Cout,).
         norm_bias: GroupNorm shift (Cout,).
+
+    Example:
+        >>> conv, norm = torch.nn.Conv2d(1, 2, 3), torch.nn.GroupNorm(1, 2)
+        >>> layer = vss_kernels.ConvNormLayer(conv.weight, conv.bias, norm.weight, norm.bias)
+        >>> layer.weight.shape
+        torch.Size([2, 1, 3, 3])
     """
 
     weight: Tensor
@@ -34,6 +40,20 @@ class AggregationWeights(NamedTuple):
         fine: Refinement of the 1/8 maps; its first layer takes one channel.
         coarse_to_middle: Mixer after the coarse and middle maps were added.
         middle_to_fine: Mixer after the fine maps were added; its last layer gives one channel.
+
+    Example:
+        >>> layer = vss_kernels.ConvNormLayer(
+        ...     torch.randn(1, 1, 3, 3), torch.zeros(1), torch.ones(1), torch.zeros(1)
+        ... )
+        >>> weights = vss_kernels.AggregationWeights(
+        ...     coarse=(layer,),
+        ...     middle=(layer,),
+        ...     fine=(layer, layer),
+        ...     coarse_to_middle=(layer,),
+        ...     middle_to_fine=(layer,),
+        ... )
+        >>> [len(chain) for chain in weights]
+        [1, 1, 2, 1, 1]
     """
 
     coarse: tuple[ConvNormLayer, ...]

@@ -31,6 +31,14 @@ def attend_selected(affinity: Tensor, value: Tensor, index: Tensor) -> Tensor:
         TypeError: An argument is no tensor, or the dtypes are unsupported or differ.
         ValueError: A shape does not fit, the devices differ, or ``index`` leaves [0, N) (checked
             on the CPU, and on a GPU under ``VSS_KERNELS_DEBUG=1``).
+
+    Example:
+        >>> affinity = torch.zeros(1, 1, 2, 3)  # two kept tokens matter alike to three positions
+        >>> value = torch.tensor([[[[1.0], [5.0], [3.0]]]])
+        >>> vss_kernels.attend_selected(affinity, value, torch.tensor([[[0, 2]]]))
+        tensor([[[[2.],
+                  [2.],
+                  [2.]]]])
     """
     name = "attend_selected"
     check_tensor(name, "affinity", affinity, "B,R,S,Q")

@@ -52,6 +52,16 @@ def focal_attention(
         TypeError: An argument is of the wrong type, or the dtypes are unsupported or differ.
         ValueError: A shape does not fit, there are not as many pooled maps as the geometry has, or
             the devices differ.
+
+    Example:
+        >>> geometry = vss_kernels.FocalGeometry(
+        ...     window=2, expand=1, pooled=(vss_kernels.PooledLevel(kernel=3, stride=1),)
+        ... )
+        >>> query, key, value = torch.randn(3, 1, 4, 6, 8, 16).unbind(0)  # 8 heads of 16 channels
+        >>> pooled = [(torch.randn(1, 2, 3, 8, 16), torch.randn(1, 2, 3, 8, 16))]
+        >>> bias = torch.zeros(8, 4, geometry.num_keys)
+        >>> vss_kernels.focal_attention(query, key, value, pooled, bias, geometry).shape
+        torch.Size([1, 4, 6, 8, 16])
     """
     if not isinstance(geometry, FocalGeometry):
         raise TypeError(f"{_NAME}: geometry must be a FocalGeometry, got {describe(geometry)}")

@@ -29,6 +29,10 @@ class PooledLevel(NamedTuple):
         kernel: Side, in cells, of the square of cells seen; odd.
         stride: Cells per window and side; the pooled map has ``stride`` times as many rows and
             columns as there are windows.
+
+    Example:
+        >>> vss_kernels.PooledLevel(kernel=5, stride=1)
+        PooledLevel(kernel=5, stride=1)
     """
 
     kernel: int
@@ -46,6 +50,13 @@ class FocalGeometry:
 
     Raises:
         ValueError: A size is out of range, or a kernel is even.
+
+    Example:
+        >>> geometry = vss_kernels.FocalGeometry()
+        >>> geometry.num_keys  # 49 own, 132 around, 25 + 49 + 25 + 9 pooled
+        289
+        >>> geometry.pooled_cells((2, 3))
+        [(2, 3), (2, 3), (4, 6), (6, 9)]
     """
 
     window: int = 7

@@ -34,6 +34,13 @@ def focal_pool(x: Tensor, weight: Tensor, bias: Tensor, cells: tuple[int, int]) 
         TypeError: An argument is no tensor, or the dtypes are unsupported or differ.
         ValueError: A shape does not fit, ``g * g`` is no square, ``cells`` are not positive, or
             the devices differ.
+
+    Example:
+        >>> x = torch.arange(16.0).reshape(1, 4, 4, 1)
+        >>> mean = torch.full((4,), 0.25)  # of a sub-window of 2 x 2
+        >>> vss_kernels.focal_pool(x, mean, torch.tensor(0.0), (2, 2)).squeeze()
+        tensor([[ 2.5000,  4.5000],
+                [10.5000, 12.5000]])
     """
     check_tensor("focal_pool", "x", x, "B,H,W,C")
     check_tensor("focal_pool", "weight", weight, "g*g")

@@ -36,6 +36,14 @@ def fuse_pyramid(levels: Sequence[Tensor], *, align_corners: bool = False) -> Te
         TypeError: A level is no tensor, or the dtypes are unsupported or differ.
         ValueError: There are no levels, batch or channels differ, a level is empty or larger than
             the first, or the devices differ.
+
+    Example:
+        >>> levels = [torch.zeros(1, 1, 2, 4), torch.tensor([[[[0.0, 4.0]]]])]
+        >>> vss_kernels.fuse_pyramid(levels)
+        tensor([[[[0., 1., 3., 4.],
+                  [0., 1., 3., 4.]]]])
+        >>> vss_kernels.fuse_pyramid(levels, align_corners=True)[0, 0, 0]
+        tensor([0.0000, 1.3333, 2.6667, 4.0000])
     """
     if len(levels) == 0:
         raise ValueError(f"{_NAME}: levels must hold at least one map, got none")

@@ -30,6 +30,13 @@ def masked_affinity(target: Tensor, reference: Tensor, index: Tensor) -> Tensor:
         TypeError: An argument is no tensor, or the dtypes are unsupported or differ.
         ValueError: A shape does not fit, the devices differ, or ``index`` leaves [0, N) (checked
             on the CPU, and on a GPU under ``VSS_KERNELS_DEBUG=1``).
+
+    Example:
+        >>> target = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # (B, Q, C)
+        >>> reference = torch.tensor([[[[0.0, 9.0], [3.0, 0.0], [1.0, 2.0]]]])  # (B, R, N, C)
+        >>> vss_kernels.masked_affinity(target, reference, torch.tensor([[[0, 2]]]))
+        tensor([[[[0., 9.],
+                  [1., 2.]]]])
     """
     name = "masked_affinity"
     target, reference = check_tokens(name, target, reference)

@@ -32,6 +32,13 @@ class FocalAttention(nn.Module):
 
     Raises:
         ValueError: ``num_heads`` does not divide ``dim``.
+
+    Example:
+        >>> attention = vss_kernels.nn.FocalAttention(64, num_heads=8)
+        >>> target = torch.randn(1, 14, 21, 64)
+        >>> cells = attention.geometry.pooled_cells((2, 3))
+        >>> attention(target, [torch.randn(1, *size, 64) for size in cells]).shape
+        torch.Size([1, 14, 21, 64])
     """
 
     def __init__(self, dim: int, num_heads: int = 8, geometry: FocalGeometry | None = None) -> None:
@@ -183,6 +190,11 @@ class FocalBlock(nn.Module):
 
     Raises:
         ValueError: A setting is out of range, or levels and kernels are not equally many.
+
+    Example:
+        >>> block = vss_kernels.nn.FocalBlock(64, num_heads=8)
+        >>> block(torch.randn(1, 15, 27, 64), torch.randn(1, 3, 15, 27, 64)).shape
+        torch.Size([1, 15, 27, 64])
     """
 
     def __init__(

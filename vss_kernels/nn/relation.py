@@ -29,6 +29,12 @@ class AggregationLayers(NamedTuple):
         fine: Refinement of the 1/8 maps; its first layer takes one channel.
         coarse_to_middle: Mixer after the coarse and middle maps were added.
         middle_to_fine: Mixer after the fine maps were added; its last layer gives one channel.
+
+    Example:
+        >>> one = [(3, 1, 1)]  # one layer, kernel 3, of one channel
+        >>> layers = vss_kernels.nn.AggregationLayers(one, [(5, 1, 1)], [(5, 1, 1)], one, one)
+        >>> layers.fine
+        [(5, 1, 1)]
     """
 
     coarse: Chain
@@ -45,6 +51,10 @@ class ConvNorm(nn.Module):
         kernel: Side of the convolution's kernel, odd.
         incoming: Channels in.
         outgoing: Channels out.
+
+    Example:
+        >>> vss_kernels.nn.ConvNorm(3, 1, 2).layer().weight.shape
+        torch.Size([2, 1, 3, 3])
     """
 
     keeps_precision = True  # autocast leaves these parameters as they are, dozens and all tiny
@@ -70,6 +80,13 @@ class AffinityAggregation(nn.Module):
 
     Raises:
         ValueError: There are not five chains, or a chain is empty or holds no sizes of layers.
+
+    Example:
+        >>> layers = vss_kernels.nn.AggregationLayers(*[[(3, 1, 1)]] * 5)
+        >>> aggregation = vss_kernels.nn.AffinityAggregation(layers)
+        >>> maps = [torch.randn(6, 4 * scale, 5 * scale) for scale in (1, 2, 4)]
+        >>> aggregation(*maps).shape
+        torch.Size([6, 16, 20])
     """
 
     def __init__(self, layers: AggregationLayers) -> None:
@@ -175,6 +192,16 @@ class RelationAffinity(nn.Module):
 
     Raises:
         ValueError: ``dims`` are not three, ``layers`` do not fit or ``keep`` is out of range.
+
+    Example:
+        >>> layers = vss_kernels.nn.AggregationLayers(*[[(3, 1, 1)]] * 5)
+        >>> relation = vss_kernels.nn.RelationAffinity((8, 16, 32), layers, keep=0.5)
+        >>> scales = [(8, 4), (16, 2), (32, 1)]  # channels, and how much finer than 1/32
+        >>> target = [torch.randn(1, c, 4 * scale, 6 * scale) for c, scale in scales]
+        >>> references = [torch.randn(1, 3, c, 4, 6) for c, _ in scales]
+        >>> affinity, index = relation(target, references)
+        >>> affinity.shape, index.shape  # 12 of 24 tokens kept, 384 target tokens
+        (torch.Size([1, 3, 12, 384]), torch.Size([1, 3, 12]))
     """
 
     def __init__(

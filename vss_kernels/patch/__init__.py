@@ -21,7 +21,16 @@ OPERATORS = tuple(dict.fromkeys(kind.operator for kind in _KINDS))
 
 
 class PatchError(ValueError):
-    """Under ``strict``, something was not replaced; the message says what and why."""
+    """Under ``strict``, something was not replaced; the message says what and why.
+
+    Example:
+        >>> try:
+        ...     vss_kernels.patch(torch.nn.Linear(2, 2))
+        ... except vss_kernels.PatchError as error:
+        ...     print(error)
+        vss_kernels.patch: found nothing to replace
+        The model was left as it is; strict=False replaces what can be.
+    """
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,10 @@ class PatchedPart:
         operator: Public name of the operator.
         what: What it is.
         reason: Why it was not replaced; ``None`` if it was.
+
+    Example:
+        >>> print(vss_kernels.PatchedPart("head", "fuse_pyramid", "fusion head", "it has hooks"))
+        not replaced  head: fusion head [fuse_pyramid]: it has hooks
     """
 
     path: str
@@ -56,6 +69,12 @@ class PatchReport:
     Attributes:
         replaced: Parts that operators compute now.
         refused: Parts that look like one, but are not replaced, each with its reason.
+
+    Example:
+        >>> report = vss_kernels.patch(torch.nn.Linear(2, 2), strict=False)
+        vss_kernels.patch: found nothing to replace
+        >>> report.replaced, report.refused
+        ((), ())
     """
 
     replaced: tuple[PatchedPart, ...]

@@ -36,6 +36,12 @@ def select_tokens(target: Tensor, reference: Tensor, num_selected: int, top: int
         TypeError: An argument is no tensor, or the dtypes are unsupported or differ.
         ValueError: A shape does not fit, ``num_selected`` or ``top`` is out of range, or the
             devices differ.
+
+    Example:
+        >>> target = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])  # two target tokens that look alike
+        >>> reference = torch.tensor([[[[0.0, 9.0], [3.0, 0.0], [1.0, 0.0], [2.0, 0.0]]]])
+        >>> vss_kernels.select_tokens(target, reference, num_selected=2, top=1)
+        tensor([[[1, 3]]])
     """
     name = "select_tokens"
     target, reference = check_tokens(name, target, reference)

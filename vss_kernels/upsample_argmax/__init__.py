@@ -69,6 +69,14 @@ def upsample_argmax(
         TypeError: ``logits`` are no tensor or have an unsupported dtype.
         ValueError: ``logits`` are not (N, K, h, w) with at least one class, row and column, or a
             size is not positive.
+
+    Example:
+        >>> logits = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two classes, one row
+        >>> vss_kernels.upsample_argmax(logits, (1, 4))
+        tensor([[[0, 0, 1, 1]]], dtype=torch.uint8)
+        >>> classes, probability = vss_kernels.upsample_argmax(logits, (1, 4), confidence=True)
+        >>> probability
+        tensor([[[0.7311, 0.6225, 0.6225, 0.7311]]])
     """
     name = "upsample_argmax"
     check_logits(name, logits)

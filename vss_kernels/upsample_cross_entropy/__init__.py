@@ -63,6 +63,16 @@ def upsample_cross_entropy(
         ValueError: A shape does not fit, an option is unknown or out of range, the devices
             differ, or a label is no class (checked on the CPU, and on a GPU under
             ``VSS_KERNELS_DEBUG=1``).
+
+    Example:
+        >>> logits = torch.randn(2, 19, 16, 16, requires_grad=True)
+        >>> labels = torch.randint(19, (2, 64, 64))
+        >>> labels[:, :8] = 255
+        >>> loss = vss_kernels.upsample_cross_entropy(logits, labels, ignore_index=255)
+        >>> upsampled = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear")
+        >>> same = torch.nn.functional.cross_entropy(upsampled, labels, ignore_index=255)
+        >>> torch.allclose(loss, same)
+        True
     """
     name = "upsample_cross_entropy"
     check_logits(name, input, "input")
