@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,11 @@ import pytest
 import torch
 
 from vss_kernels.select_tokens.eager import select_tokens
-from vss_models import VideoSegmentor, create_model
+from vss_models import TrainedOn, VideoSegmentor, create_model
 from vss_models.checkpoints import save_model
 from vss_models.cli import main
-from vss_models.data import evaluation_references
-from vss_models.inference.export import ExportError, _stable_sort, export_model
+from vss_models.data import EvaluationTransform, evaluation_references
+from vss_models.inference.export import ExportError, _metadata, _stable_sort, export_model
 from vss_models.inference.streaming import StreamingSegmenter
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -34,7 +37,7 @@ def tiny_model(name: str, **overrides: Any) -> VideoSegmentor:
     with torch.no_grad():
         for module in model.head.modules():
             if isinstance(module, torch.nn.Linear):
-                module.weight.mul_(8)
+                module.weight.mul_(4)
     return model
 
 
@@ -131,6 +134,60 @@ def test_step_of_streaming(tmp_path: Path, name: str, suffix: str) -> None:
         results = run(inputs)
         kept.append(results)
         assert_close(results["logits" if references else "frame_logits"], stream.step_logits(frame))
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_file_says_how_to_feed_it(tmp_path: Path, suffix: str) -> None:
+    model = tiny_model("segformer_b0")
+    names, colours = ("a", "b", "c", "d", "e"), tuple((number, 2, 3) for number in range(5))
+    model.trained_on = TrainedOn(names, colours, frame_scale=(96, 64))
+    path = export_model(model, tmp_path / f"model{suffix}", (64, 96), streaming=False).path
+    if suffix == ".onnx":
+        text = onnx_session(path).get_modelmeta().custom_metadata_map["vss_model"]
+    else:
+        extra_files = {"vss_model": ""}
+        torch.export.load(path, extra_files=extra_files)
+        text = extra_files["vss_model"]
+    note = json.loads(text)
+    assert note["class_names"] == list(names)
+    assert note["class_colours"] == [list(colour) for colour in colours]
+    assert note["reference_offsets"] == []
+    assert note["frame_scale"] == [96, 64]
+    # The rule in words, carried out with nothing but what the file says.
+    frame = torch.randint(0, 256, (1, 3, 50, 96), dtype=torch.uint8)
+    resized = torch.nn.functional.interpolate(frame.float(), (64, 96), mode="bilinear").round()
+    mean, deviation = (torch.tensor(note[name]).view(3, 1, 1) for name in ("mean", "deviation"))
+    expected = EvaluationTransform(tuple(note["frame_scale"]))(frame) * deviation + mean
+    # PyTorch resizes 8-bit images in fixed point, which rounds a few halves the other way.
+    levels = (resized - 255 * expected).abs()
+    assert levels.max() < 1.01
+    assert (levels > 0.01).float().mean() < 0.01
+    assert "without antialiasing" in note["resize"]
+
+
+def test_offsets_that_a_model_does_not_know_are_the_published_ones(tmp_path: Path) -> None:
+    note = json.loads(_metadata(tiny_model("mrcfa_b0"), streaming=False))
+    assert note["reference_offsets"] == [-9, -6, -3]
+    assert note["frame_scale"] == [853, 480]
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_full_disk_is_named(tmp_path: Path, suffix: str) -> None:
+    save_model(tiny_model("segformer_b0"), tmp_path / "model.pt")
+    out = tmp_path / "out" / f"model{suffix}"
+    arguments = ["export", "--checkpoint", str(tmp_path / "model.pt"), "--out", str(out)]
+    # A limit on the size of files looks to a program like a full disk.
+    result = subprocess.run(
+        [sys.executable, "-m", "vss_models.cli", *arguments, "--size", "64", "64"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert result.returncode == 1
+    assert f"vss export: {out}: File too large" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(out.parent.iterdir())
 
 
 def test_equal_scores_keep_their_order(tmp_path: Path) -> None:

@@ -261,3 +261,32 @@ def test_bad_input_is_named() -> None:
         stream.step(np.zeros((48, 85, 3), np.uint8))
     with pytest.raises(ValueError, match=r"model\.eval"):
         StreamingSegmenter(model)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (48,), (-1, 5)])
+def test_a_wrong_size_of_labels_is_refused_before_the_frame_is_taken_in(size: Any) -> None:
+    stream = StreamingSegmenter(tiny_model("mrcfa_b0"), transform=TRANSFORM)
+    frame = np.zeros((48, 85, 3), np.uint8)
+    with pytest.raises(ValueError, match="size must be"):
+        stream.step(frame, size)
+    assert stream.num_frames == 0
+    stream.step(frame, (24, 40))
+    assert stream.num_frames == 1
+
+
+def test_another_frame_size_is_refused_even_if_the_network_sees_the_same_one() -> None:
+    transform = EvaluationTransform((96, 64))
+    stream = StreamingSegmenter(tiny_model("mrcfa_b0"), transform=transform)
+    stream.step(np.zeros((64, 96, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"changed from \(64, 96\) to \(128, 192\).*reset"):
+        stream.step(np.zeros((128, 192, 3), np.uint8))
+    stream.reset()
+    assert stream.step(np.zeros((128, 192, 3), np.uint8)).shape == (128, 192)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_floating_point_frames_of_any_type(dtype: torch.dtype) -> None:
+    frame = normalise(torch.from_numpy(video(1, 64, 96)[0]).permute(2, 0, 1) / 255).to(dtype)
+    model = tiny_model("mrcfa_b0")
+    labels = StreamingSegmenter(model).step(frame)
+    assert torch.equal(labels, StreamingSegmenter(model).step(frame.float()))

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         nargs=2,
         default=(864, 480),
-        metavar=("W", "H"),
+        metavar=("WIDTH", "HEIGHT"),
         help="width and height of the network's input (default: 864 480)",
     )
     return parser

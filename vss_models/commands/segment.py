@@ -267,9 +267,9 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         type=int,
         nargs=2,
-        metavar=("LONG", "SHORT"),
-        help="pixels the frame's longer and shorter side are fitted into for the network; labels "
-        "have the frame's own size (default: as in training, else 853 480)",
+        metavar=("WIDTH", "HEIGHT"),
+        help="size that frames are fitted into for the network, turned by a quarter for upright "
+        "ones; labels have the frame's own size (default: as in training, else 853 480)",
     )
     add(
         "--offsets",

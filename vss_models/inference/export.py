@@ -7,6 +7,7 @@ is compared with the model before it gets its name.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -19,12 +20,20 @@ from torch import Tensor, nn
 
 import vss_kernels
 from vss_models.atomic import TEMPORARY_SUFFIX, atomic_write
-from vss_models.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from vss_models.data.clips import PUBLISHED_OFFSETS
+from vss_models.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvaluationTransform
 from vss_models.heads.mrcfa import RelationReference
 from vss_models.model import VideoSegmentor
 
 SUFFIXES = (".pt2", ".onnx")
 METADATA_KEY = "vss_model"
+RESIZE_RULE = (
+    "keep the ratio and fit the frame into frame_scale (long edge, short edge), then stretch it to "
+    "the input's size; both times bilinear without antialiasing, rounded to 8 bits; then scale to "
+    "0..1, subtract mean and divide by deviation"
+)
+"""How :class:`vss_models.data.EvaluationTransform` turns RGB frames into the network's input."""
+
 TOLERANCE = 1e-4
 """Largest difference from the model, relative to the largest magnitude, that a file may have."""
 
@@ -106,8 +115,9 @@ def export_model(
 
     The clip model maps `clip` (1, R + 1, 3, H, W) to `logits` (1, K, H/4, W/4). The step of
     streaming is :class:`StreamingStep`: what it calls `state_...` for a frame is passed as
-    `reference0_...` (the oldest) and so on with later ones. The file also carries the classes, the
-    normalisation and the frame offsets as JSON, under `vss_model`.
+    `reference0_...` (the oldest) and so on with later ones. The file also carries, as JSON under
+    `vss_model`, what a program needs to feed it: names and colours of the classes, the frame
+    offsets, and how frames are resized and normalised.
 
     Args:
         model: The model, in evaluation mode, in float32 on the CPU.
@@ -117,6 +127,7 @@ def export_model(
 
     Raises:
         ExportError: If a package is missing, or the result differs from the model's.
+        OSError: If the disk is full; the error names the file.
         ValueError: If the suffix, the size or the model does not fit.
     """
     path = Path(path)
@@ -145,7 +156,10 @@ def export_model(
         with atomic_write(path, suffix=f"{TEMPORARY_SUFFIX}{path.suffix}") as temporary:
             if path.suffix == ".pt2":
                 metadata = {METADATA_KEY: _metadata(model, streaming)}
-                torch.export.save(program, temporary, extra_files=metadata)
+                # PyTorch's own writer of files aborts the process on a full disk.
+                content = io.BytesIO()
+                torch.export.save(program, content, extra_files=metadata)
+                temporary.write_bytes(content.getbuffer())
                 answers = _run_pt2(temporary, other_inputs)
             else:
                 _save_onnx(program, temporary, inputs, outputs, _metadata(model, streaming))
@@ -189,6 +203,11 @@ def _metadata(model: VideoSegmentor, streaming: bool) -> str:
             "num_references": model.num_references,
             "num_classes": model.num_classes,
             "class_names": model.trained_on.class_names,
+            "class_colours": model.trained_on.class_colours,
+            "reference_offsets": model.trained_on.reference_offsets
+            or (PUBLISHED_OFFSETS if model.num_references else ()),
+            "frame_scale": model.trained_on.frame_scale or EvaluationTransform().scale,
+            "resize": RESIZE_RULE,
             "mean": IMAGENET_MEAN,
             "deviation": IMAGENET_STD,
         }

@@ -82,6 +82,7 @@ class StreamingSegmenter:
         """Forgets the video, so that the next frame starts a new one, of any size."""
         self.num_frames = 0
         self._shape: tuple[int, ...] | None = None
+        self._frame_size: tuple[int, int] | None = None
         self._history: deque[Any] = deque(maxlen=self._span)
 
     @torch.inference_mode()
@@ -122,10 +123,19 @@ class StreamingSegmenter:
 
         Raises:
             TypeError: If the frame is neither uint8 nor floating point.
-            ValueError: If its shape is wrong or differs from the frames before.
+            ValueError: If its shape is wrong or differs from the frames before, or `size` is not
+                positive. The frame is not taken in then, and the video can go on.
         """
+        if size is not None and not (len(size) == 2 and min(size) >= 1):
+            raise ValueError(f"size must be (height, width) of at least 1 pixel each, got {size}")
         images, frame_size, is_batch = self._prepare(frame)
+        if self._frame_size not in (None, frame_size):
+            raise ValueError(
+                f"the frame size (height, width) changed from {self._frame_size} to {frame_size} "
+                "in the middle of a video; call reset() to start a new one"
+            )
         logits = self.step_logits(images)
+        self._frame_size = frame_size
         through = (images.shape[-2], images.shape[-1])
         labels = upsample_argmax(logits, frame_size if size is None else size, through=through)
         return labels if is_batch else labels[0]
@@ -187,7 +197,11 @@ class StreamingSegmenter:
             images = images.permute(0, 3, 1, 2)
             size = (images.shape[-2], images.shape[-1])
             return self.transform(images).to(weights.device, weights.dtype), size, is_batch
-        return images.to(weights.device), (images.shape[-2], images.shape[-1]), is_batch
+        return (
+            images.to(weights.device, weights.dtype),
+            (images.shape[-2], images.shape[-1]),
+            is_batch,
+        )
 
     def _check_mode(self) -> None:
         if self.model.training:
