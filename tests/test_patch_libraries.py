@@ -65,6 +65,7 @@ def test_transformers_answers_and_gradients(training):
     ]
     assert list(model.state_dict()) == keys
     answer = step(model)
+    assert not model.decode_head._forward_hooks
     assert_close(answer.loss, expected.loss)
     assert_close(answer.logits, expected.logits)
     parameters = dict(other.named_parameters())

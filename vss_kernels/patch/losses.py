@@ -6,6 +6,7 @@ version of a library, and a loss that is computed outside the model, come to the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from typing import Any
@@ -42,7 +43,13 @@ def _why_not_model(model: Any) -> str | None:
 
 
 def _run_model(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-    with DeferUpsampling(_num_labels(model)):
+    # From the head's logits on, so that the calls of the whole encoder are not looked at.
+    with contextlib.ExitStack() as stack:
+
+        def defer(*_: Any) -> None:
+            stack.enter_context(DeferUpsampling(_num_labels(model)))
+
+        stack.callback(model.decode_head.register_forward_hook(defer).remove)
         return original(model, *args, **kwargs)
 
 
