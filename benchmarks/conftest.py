@@ -76,6 +76,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.pluginmanager.register(RowWriter(session.config, path, measured_on))
 
 
+@pytest.hookimpl(trylast=True)  # of the benchmarks that -k selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves one case of each benchmark, mode and implementation to a dry run."""
     if not DRY_RUN:

@@ -202,7 +202,7 @@ class Measure:
                 backend_of(implementation),
                 exact_device=DEVICE,
             )
-        run = self._runner(function, inputs, mode, implementation.startswith("compiled"))
+        run = self.runner(function, inputs, mode, implementation.startswith("compiled"))
         with implementation_of(operators, implementation):
             run()
             record(
@@ -237,7 +237,7 @@ class Measure:
         return floor(2 * moved + gradients, 3 * flops, inputs[0].dtype)
 
     @staticmethod
-    def _runner(
+    def runner(
         function: Callable[..., Tensor], inputs: Sequence[Tensor], mode: str, compiled: bool
     ) -> Callable[[], object]:
         call = compiled_for_gpu(function) if compiled else function
