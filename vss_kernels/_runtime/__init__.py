@@ -1,1 +1,1 @@
-"""What operators share at run time: backends, checks, autocast, the extension, Triton."""
+"""What operators have in common at run time: backends, checks, autocast, the extension, Triton."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vss_kernels._runtime.triton_support import tiles
+from vss_kernels._runtime.triton_support import cdiv
 
 
 def split_positions(positions: int, programs: int, shortest: int = 256) -> tuple[int, int]:
@@ -13,9 +13,9 @@ def split_positions(positions: int, programs: int, shortest: int = 256) -> tuple
     Parts are about ``shortest`` long or longer, and no more than fill a GPU. The split depends on
     sizes alone, not on the GPU, so that a result can be reproduced on another one.
     """
-    wanted = max(1, min(tiles(positions, shortest), 16, 1024 // max(1, programs)))
-    length = max(32, tiles(positions, 32 * wanted) * 32)
-    return max(1, tiles(positions, length)), length
+    wanted = max(1, min(cdiv(positions, shortest), 16, 1024 // max(1, programs)))
+    length = max(32, cdiv(positions, 32 * wanted) * 32)
+    return max(1, cdiv(positions, length)), length
 
 
 def place_rows(rows: Tensor, index: Tensor, out: Tensor) -> None:
@@ -24,7 +24,7 @@ def place_rows(rows: Tensor, index: Tensor, out: Tensor) -> None:
 
     parts, batch, frames, selected, channels = rows.shape
     tokens = out.shape[2]
-    tiles_n, tiles_c = tiles(tokens, 16), tiles(channels, 64)
+    tiles_n, tiles_c = cdiv(tokens, 16), cdiv(channels, 64)
     place_rows_kernel[(batch * frames * tiles_n * tiles_c,)](
         rows, index, out, channels, selected, tokens, parts, batch * frames, tiles_n, tiles_c,
         BLOCK_S=128, BLOCK_N=16, BLOCK_C=64,

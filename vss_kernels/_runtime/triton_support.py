@@ -1,4 +1,4 @@
-"""What the Triton operators share: whether they can run here, how they round, where they launch.
+"""Common to the Triton operators: whether they can run here, how they round, where they launch.
 
 Triton is imported by the first kernel that runs, not with the package. Under
 ``TRITON_INTERPRET=1``, set before Python starts, its kernels run on CPU tensors, slowly; that is
@@ -71,6 +71,6 @@ def device_of(tensor: Tensor) -> AbstractContextManager[None]:
     return torch.cuda.device_of(tensor) if tensor.is_cuda else nullcontext()
 
 
-def tiles(size: int, block: int) -> int:
-    """How many blocks cover ``size``."""
+def cdiv(size: int, block: int) -> int:
+    """Returns how many blocks cover ``size``."""
     return -(-size // block)

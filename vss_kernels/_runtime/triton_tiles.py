@@ -1,4 +1,4 @@
-"""Loads and stores of tiles that the Triton kernels of the relation operators share.
+"""Loads and stores of tiles common to the Triton kernels of the relation operators.
 
 All tensors are contiguous. A frame is one reference frame of one clip, clip-major, so frame f
 belongs to clip f // R. Sizes are ordinary arguments, so that one compiled kernel serves every size;

@@ -20,7 +20,7 @@ def aggregate_affinity(
     """Refines each kept token's affinity maps and aggregates them over three scales.
 
     Every layer is a convolution (zero padding), a GroupNorm with one group (eps 1e-5) and a ReLU.
-    Each scale passes its own layers; the coarse result is enlarged (bilinear,
+    Each scale passes its own layers; the coarse result is upsampled (bilinear,
     ``align_corners=True``), the middle one added and the sum mixed by further layers; the same
     again up to the fine scale. These are the Single-scale Affinity Refinement and Multi-scale
     Affinity Aggregation of MRCFA (Sun et al., ECCV 2022).

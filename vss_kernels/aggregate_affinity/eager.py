@@ -21,7 +21,7 @@ def _refine(maps: Tensor, layers: Sequence[ConvNormLayer]) -> Tensor:
     return maps  # (M, Cout, height, width)
 
 
-def _enlarge(maps: Tensor, like: Tensor) -> Tensor:
+def _upsample(maps: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=True)
 
 
@@ -35,5 +35,5 @@ def aggregate_affinity(
         (fine, weights.fine, weights.middle_to_fine),  # (M, c, 4h, 4w)
     ):
         detail = _refine(scale.unsqueeze(1), layers)
-        refined = _refine(_enlarge(refined, detail) + detail, mixer)
+        refined = _refine(_upsample(refined, detail) + detail, mixer)
     return refined.squeeze(1)  # (M, 4h, 4w)

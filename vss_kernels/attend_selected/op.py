@@ -12,7 +12,7 @@ from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
 from vss_kernels._runtime.token_rows import place_rows, split_positions
-from vss_kernels._runtime.triton_support import device_of, dot_precision, tiles
+from vss_kernels._runtime.triton_support import cdiv, device_of, dot_precision
 from vss_kernels.attend_selected import eager
 
 
@@ -28,7 +28,7 @@ def attend_selected(affinity: Tensor, value: Tensor, index: Tensor) -> tuple[Ten
     statistics = value.new_empty(batch, frames, 2, positions, dtype=torch.float32)
     if selected == 0 or out.numel() == 0:
         return out.zero_(), statistics.zero_()
-    tiles_q, tiles_e = tiles(positions, 64), tiles(channels, 64)
+    tiles_q, tiles_e = cdiv(positions, 64), cdiv(channels, 64)
     with device_of(affinity):
         kernels.attend_kernel[(batch * frames * tiles_q * tiles_e,)](
             affinity, value, index, out, statistics, positions, channels, selected, tokens,
@@ -56,7 +56,7 @@ def attend_selected_backward(
     tokens, channels = value.shape[2:]
     grad_affinity = affinity.new_empty(affinity.shape if needs[0] else (0,))
     grad_value = value.new_empty(value.shape if needs[1] else (0,))
-    tiles_q = tiles(positions, 64)
+    tiles_q = cdiv(positions, 64)
     with device_of(affinity):
         if grad_affinity.numel() > 0:
             kernels.affinity_gradient_kernel[(batch * frames * tiles_q,)](
@@ -65,7 +65,7 @@ def attend_selected_backward(
                 PRECISION=dot_precision(), num_warps=_warps(affinity),
             )  # fmt: skip
         if grad_value.numel() > 0:
-            tiles_s, tiles_e = tiles(selected, 64), tiles(channels, 64)
+            tiles_s, tiles_e = cdiv(selected, 64), cdiv(channels, 64)
             parts, length = split_positions(positions, batch * frames * tiles_s * tiles_e)
             rows = grad.new_empty(parts, batch, frames, selected, channels, dtype=torch.float32)
             if rows.numel() > 0:

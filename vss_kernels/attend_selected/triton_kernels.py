@@ -166,7 +166,7 @@ def value_row_gradient_kernel(
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One part's share of the kept values' gradient, (parts, frames, S, E) in float32.
+    """One part's contribution to the kept values' gradient, (parts, frames, S, E) in float32.
 
     A part is a stretch of target positions, as in row_gradient_kernel of the affinity.
     """

@@ -104,7 +104,7 @@ def attend_tokens(
 ) -> Tensor:
     """:func:`focal_attention` with all keys and values in one buffer, as one projection makes them.
 
-    Spares the fused backends the copies that collect separate maps into the buffer.
+    Saves the fused backends the copies that collect separate maps into the buffer.
 
     Args:
         query: Queries of shape (B, H, W, heads, D), as for :func:`focal_attention`.

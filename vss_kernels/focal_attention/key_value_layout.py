@@ -1,4 +1,4 @@
-"""What a window's queries look at, in either of two layouts, and how to get the other one.
+"""What a window's queries attend to, in either of two layouts, and how to get the other one.
 
 As *maps*: (key, value) pairs of the target and of each pooled map, (B,rows,columns,heads,D). As
 one *buffer* of tokens, (B,N,2,heads,D): the target's tokens row-major, then each pooled map's, key

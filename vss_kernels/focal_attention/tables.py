@@ -1,11 +1,11 @@
 """Key tables and their inverse, kept per geometry, grid of windows and device.
 
 The key table lists, for each window, the tokens it looks at. Its inverse lists, for each token, the
-windows that look at it, so that the gradient of a key or value is gathered by whoever owns the
+windows that attend to it, so that the gradient of a key or value is gathered by whoever owns the
 token instead of being scattered with atomics.
 
 The inverse is laid out for a kernel that owns a *tile* of :data:`TILE` tokens: tokens seen by the
-same windows share a tile, and the tile lists those windows, with the row of the transposed bias
+same windows lie in one tile, and the tile lists those windows, with the row of the transposed bias
 that each of its tokens has there. Tiles with many windows are split into several *items* of work,
 whose results are added up in a fixed order.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 from vss_kernels.focal_attention.geometry import PADDING, FocalGeometry, key_table
 
 TILE = 64
-"""Tokens in a tile: a warp group's side of a product, and about what four windows share."""
+"""Tokens in a tile: a warp group's side of a product, and about what four windows see."""
 
 LONGEST_ITEM = 12
 """Windows that one item of work visits."""
@@ -41,14 +41,14 @@ Table = TypeVar("Table")
 
 @dataclass(frozen=True)
 class InverseTable:
-    """Who looks at each token; all int32.
+    """Which windows attend to each token; all int32.
 
     Attributes:
         tokens: (tiles, TILE) tokens of each tile, :data:`PADDING` where it has fewer.
         sources: (rows, 2) the slots that a row of the transposed bias stands for. The first L rows
             stand for one slot each, the others for two that one token has in one window, whose
-            softmax shares add up; :data:`PADDING` for no second slot.
-        windows: (entries,) windows that look at a tile, tile after tile.
+            probabilities add up; :data:`PADDING` for no second slot.
+        windows: (entries,) windows that attend to a tile, tile after tile.
         rows: (entries, TILE) each token's row in that window, :data:`PADDING` where it has none. A
             token with more than two slots in one window has several entries.
         items: (items, 4) the tile of an item of work, its first entry, the end of its entries, and
@@ -155,16 +155,16 @@ def _rank_by_windows(token_of: np.ndarray, window_of: np.ndarray, num_tokens: in
 def _split(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Divides the entries of each tile into items; see :class:`InverseTable` for both tables."""
     ends = np.cumsum(counts)
-    shares = np.maximum(1, -(-counts // LONGEST_ITEM))
-    tile = np.repeat(np.arange(len(counts)), shares)
+    pieces = np.maximum(1, -(-counts // LONGEST_ITEM))
+    tile = np.repeat(np.arange(len(counts)), pieces)
     first = (ends - counts)[tile] + _position_in_run(tile) * LONGEST_ITEM
-    is_part = (shares > 1)[tile]
+    is_part = (pieces > 1)[tile]
     part = np.where(is_part, np.cumsum(is_part) - 1, PADDING)
     items = np.stack([tile, first, np.minimum(first + LONGEST_ITEM, ends[tile]), part], axis=1)
 
-    split = np.flatnonzero(shares > 1)
-    part_ends = np.cumsum(shares[split])
-    sums = np.stack([split, part_ends - shares[split], part_ends], axis=1)
+    split = np.flatnonzero(pieces > 1)
+    part_ends = np.cumsum(pieces[split])
+    sums = np.stack([split, part_ends - pieces[split], part_ends], axis=1)
     return items.astype(np.int32), sums.astype(np.int32), int(is_part.sum())
 
 

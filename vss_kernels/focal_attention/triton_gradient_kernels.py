@@ -1,7 +1,7 @@
 """Triton kernels of focal_attention's gradients, without atomics. Names as in triton_kernels.py.
 
 All of them compute a tile's softmax again from its saved statistics. The gradient of the logits is
-``share * (grad . value - delta)`` with ``delta = grad . out``, one number per query.
+``probability * (grad . value - delta)`` with ``delta = grad . out``, one number per query.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from vss_kernels.focal_attention.triton_kernels import (
     exponential,
     load_rows,
     locate_queries,
-    look,
     relative_weight,
+    score_tile,
     store_rows,
 )
 
 
 @triton.jit
 def load_statistics(p_statistics, b, head, window, windows, heads, o_p, P):
-    """The largest logit of queries and one over their sum; behind the last query all shares are 0.
+    """The largest logit of queries, and one over their sum: zero behind the last query.
 
     Together in one number, the log-sum-exp, the sum would lose its digits beside a large logit.
     """
@@ -32,10 +32,10 @@ def load_statistics(p_statistics, b, head, window, windows, heads, o_p, P):
 
 
 @triton.jit
-def logit_gradient(share, grad, value, delta, PRECISION: tl.constexpr):
+def logit_gradient(probability, grad, value, delta, PRECISION: tl.constexpr):
     """Gradient of the logits, [P, L], from the softmax and the gradient of what it weighted."""
     product = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
-    return share * (product - delta[:, None])
+    return probability * (product - delta[:, None])
 
 
 @triton.jit(do_not_specialize=["windows", "L", "tiles_p"])
@@ -88,12 +88,12 @@ def query_gradient_kernel(
     grad_query = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     for first in range(0, L, BLOCK_L):
         o_l = first + tl.arange(0, BLOCK_L)
-        product, bias, key, value = look(
+        product, bias, key, value = score_tile(
             query, p_key, p_slots, p_bias, token_stride, token_value, o_l, o_d, scale, L, D,
             PRECISION,
         )  # fmt: skip
-        share = relative_weight(product, bias, largest[:, None]) * over_total[:, None]
-        grad_logits = logit_gradient(share, grad, value, delta, PRECISION)
+        probability = relative_weight(product, bias, largest[:, None]) * over_total[:, None]
+        grad_logits = logit_gradient(probability, grad, value, delta, PRECISION)
         grad_query = tl.dot(grad_logits.to(key.dtype), key, grad_query, input_precision=PRECISION)
     store_rows(p_grad_query + here, own, heads * D, o_d, o_p < P, D, grad_query * scale)
 
@@ -157,12 +157,12 @@ def bias_gradient_kernel(
             p_delta + ((b * heads + head) * windows + window) * P + o_p, mask=o_p < P, other=0.0
         )
         p_key = p_key_value + b * token_batch + head * token_head
-        product, bias, _, value = look(
+        product, bias, _, value = score_tile(
             query, p_key, p_slots, p_bias, token_stride, token_value, o_l, o_d, scale, L, D,
             PRECISION,
         )  # fmt: skip
-        share = relative_weight(product, bias, largest[:, None]) * over_total[:, None]
-        total += logit_gradient(share, grad, value, delta, PRECISION)
+        probability = relative_weight(product, bias, largest[:, None]) * over_total[:, None]
+        total += logit_gradient(probability, grad, value, delta, PRECISION)
     p_tile = p_parts + ((part * heads + head).to(tl.int64) * P + o_p)[:, None] * L + o_l[None, :]
     tl.store(p_tile, total, mask=(o_p < P)[:, None] & (o_l < L)[None, :])
 
@@ -183,7 +183,7 @@ def transposed_bias_kernel(
     """The bias by slots, (heads, rows, row_length) in float32.
 
     A row of two slots holds the logarithm of the sum of their exponentials: both have the same
-    product of query and key, so their softmax shares add up to the share of this one bias.
+    product of query and key, so their probabilities add up to that of this one bias.
     """
     program = tl.program_id(0)
     head = program // tiles_r
@@ -284,10 +284,10 @@ def token_gradient_kernel(
         p_bias = p_transposed_bias + (head * rows + row)[:, None] * row_length + o_p[None, :]
         bias = tl.load(p_bias, mask=(row >= 0)[:, None], other=float("-inf"))
         product = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale
-        share = relative_weight(product, bias, largest[None, :]) * over_total[None, :]
-        grad_share = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
-        grad_logits = share * (grad_share - delta[None, :])
-        grad_value = tl.dot(share.to(grad.dtype), grad, grad_value, input_precision=PRECISION)
+        probability = relative_weight(product, bias, largest[None, :]) * over_total[None, :]
+        grad_probability = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
+        grad_logits = probability * (grad_probability - delta[None, :])
+        grad_value = tl.dot(probability.to(grad.dtype), grad, grad_value, input_precision=PRECISION)
         grad_key = tl.dot(grad_logits.to(query.dtype), query, grad_key, input_precision=PRECISION)
     grad_key *= scale
     if part < 0:

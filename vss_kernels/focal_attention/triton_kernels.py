@@ -18,7 +18,7 @@ PADDING_LOGIT = tl.constexpr(-100.0)
 
 @triton.jit
 def exponential(x):
-    """exp(x) without the instructions that tl.exp spends on results below 1e-38, here zero."""
+    """exp(x), denormals flushed to zero; tl.exp spends instructions on keeping them."""
     return tl.exp2(x * LOG2_E)
 
 
@@ -77,7 +77,7 @@ def locate_queries(p_table, windows, heads, P, L, tiles_p, BLOCK_P: tl.constexpr
 
 
 @triton.jit
-def look(
+def score_tile(
     query, p_key, p_slots, p_bias, token_stride, token_value, o_l, o_d, scale, L, D,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -144,17 +144,17 @@ def attend_kernel(
     attended = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     for first in range(0, L, BLOCK_L):
         o_l = first + tl.arange(0, BLOCK_L)
-        product, bias, _, value = look(
+        product, bias, _, value = score_tile(
             query, p_key, p_slots, p_bias, token_stride, token_value, o_l, o_d, scale, L, D,
             PRECISION,
         )  # fmt: skip
         # The first slots are the window's own and never padding, so the maximum is finite.
         larger = tl.maximum(largest, tl.max(product + bias, axis=1))
-        share = relative_weight(product, bias, larger[:, None])
+        weight = relative_weight(product, bias, larger[:, None])
         shrink = exponential(largest - larger)
-        total = total * shrink + tl.sum(share, axis=1)
+        total = total * shrink + tl.sum(weight, axis=1)
         attended = tl.dot(
-            share.to(value.dtype), value, attended * shrink[:, None], input_precision=PRECISION
+            weight.to(value.dtype), value, attended * shrink[:, None], input_precision=PRECISION
         )
         largest = larger
 

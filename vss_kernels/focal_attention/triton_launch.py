@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vss_kernels._runtime.triton_support import device_of, dot_precision, tiles
+from vss_kernels._runtime.triton_support import cdiv, device_of, dot_precision
 from vss_kernels.focal_attention.tables import TILE, InverseTable
 
 LARGEST_DIM = 128
@@ -40,7 +40,7 @@ def _widen(bias: Tensor) -> Tensor:
     from vss_kernels.focal_attention import triton_kernels as kernels
 
     heads, positions, keys = bias.shape
-    row_length = tiles(keys, BLOCK_L) * BLOCK_L
+    row_length = cdiv(keys, BLOCK_L) * BLOCK_L
     wide = bias.new_empty(heads, positions, row_length, dtype=torch.float32)
     kernels.widen_bias_kernel[(heads * positions,)](
         bias, wide, keys, row_length, BLOCK_L=512, num_warps=4
@@ -58,7 +58,7 @@ def attend(query: Tensor, key_value: Tensor, bias: Tensor, table: Tensor) -> tup
     out = query.new_empty(query.shape)
     statistics = query.new_empty(batch, heads, windows, 2, positions, dtype=torch.float32)
     block_p = _block(positions, 64)
-    tiles_p = tiles(positions, block_p)
+    tiles_p = cdiv(positions, block_p)
     if out.numel() > 0:
         with device_of(query):
             wide_bias = _widen(bias)
@@ -94,21 +94,21 @@ def attend_backward(
     delta = query.new_empty(batch, heads, windows, positions, dtype=torch.float32)
     strides = _strides(query, key_value)
     block_p, block_d = _block(positions, 64), _block(dim, LARGEST_DIM)
-    tiles_p, tiles_l = tiles(positions, block_p), tiles(keys, BLOCK_L)
+    tiles_p, tiles_l = cdiv(positions, block_p), cdiv(keys, BLOCK_L)
     scale, precision = dim**-0.5, dot_precision()
 
     count = batch * windows
-    length = max(4, tiles(count, MOST_PARTS))
-    num_parts = tiles(count, length)
+    length = max(4, cdiv(count, MOST_PARTS))
+    num_parts = cdiv(count, length)
     bias_parts = query.new_empty(num_parts, heads, positions, keys, dtype=torch.float32)
     parts = query.new_empty(inverse.num_parts, batch, heads, 2, TILE, dim, dtype=torch.float32)
     items, sums = inverse.items.shape[0], inverse.sums.shape[0]
     # Half the queries at a time: beside the sums of 64 tokens there are registers for no more.
     token_block_p = _block(positions, 32)
-    token_tiles_p = tiles(positions, token_block_p)
+    token_tiles_p = cdiv(positions, token_block_p)
     rows, row_length = inverse.sources.shape[0], token_tiles_p * token_block_p
     transposed_bias = query.new_empty(heads, rows, row_length, dtype=torch.float32)
-    tiles_r = tiles(rows, BLOCK_L)
+    tiles_r = cdiv(rows, BLOCK_L)
     with device_of(query):
         wide_bias = _widen(bias)
         kernels.query_gradient_kernel[(tiles_p * windows * heads * batch,)](

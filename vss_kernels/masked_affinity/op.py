@@ -12,7 +12,7 @@ from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
 from vss_kernels._runtime.token_rows import place_rows, split_positions
-from vss_kernels._runtime.triton_support import device_of, dot_precision, tiles
+from vss_kernels._runtime.triton_support import cdiv, device_of, dot_precision
 from vss_kernels.masked_affinity import eager
 
 
@@ -25,7 +25,7 @@ def masked_affinity(target: Tensor, reference: Tensor, index: Tensor) -> Tensor:
     (_, positions, channels), (batch, frames, tokens, _) = target.shape, reference.shape
     selected = index.shape[2]
     out = target.new_empty(batch, frames, selected, positions)
-    tiles_s, tiles_q = tiles(selected, 64), tiles(positions, 64)
+    tiles_s, tiles_q = cdiv(selected, 64), cdiv(positions, 64)
     if out.numel() > 0:
         with device_of(target):
             kernels.affinity_kernel[(batch * frames * tiles_s * tiles_q,)](
@@ -48,7 +48,7 @@ def masked_affinity_backward(
     selected = index.shape[2]
     grad_target = target.new_empty(target.shape if needs[0] else (0,))
     grad_reference = reference.new_empty(reference.shape if needs[1] else (0,))
-    tiles_q, tiles_c = tiles(positions, 64), tiles(channels, 64)
+    tiles_q, tiles_c = cdiv(positions, 64), cdiv(channels, 64)
     with device_of(target):
         if grad_target.numel() > 0:
             kernels.target_gradient_kernel[(batch * tiles_q * tiles_c,)](
@@ -57,7 +57,7 @@ def masked_affinity_backward(
                 PRECISION=dot_precision(),
             )  # fmt: skip
         if grad_reference.numel() > 0:
-            tiles_s = tiles(selected, 64)
+            tiles_s = cdiv(selected, 64)
             parts, length = split_positions(positions, batch * frames * tiles_s * tiles_c)
             rows = grad.new_empty(parts, batch, frames, selected, channels, dtype=torch.float32)
             if rows.numel() > 0:

@@ -95,7 +95,7 @@ def row_gradient_kernel(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One part's share of the kept rows' gradient, (parts, frames, S, C) in float32.
+    """One part's contribution to the kept rows' gradient, (parts, frames, S, C) in float32.
 
     A part is a stretch of target positions. The parts run side by side, or a few tiles of S and C
     would leave most of the GPU idle; :func:`place_rows_kernel` adds them in order.

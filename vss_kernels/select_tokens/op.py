@@ -9,7 +9,7 @@ from vss_kernels._runtime import triton_support
 from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.backends import Implementation, Operator, always
 from vss_kernels._runtime.token_rows import split_positions
-from vss_kernels._runtime.triton_support import device_of, refuses_tokens, tiles
+from vss_kernels._runtime.triton_support import cdiv, device_of, refuses_tokens
 from vss_kernels.select_tokens import eager
 
 LARGEST_TOP = 128
@@ -27,7 +27,7 @@ def select_tokens(target: Tensor, reference: Tensor, num_selected: int, top: int
     if index.numel() == 0:
         return index
     top_kept = max(2, 1 << (top - 1).bit_length())
-    matrices, tiles_n = batch * frames, tiles(tokens, 16)
+    matrices, tiles_n = batch * frames, cdiv(tokens, 16)
     parts, length = split_positions(positions, matrices * tiles_n, max(64, 4 * top_kept))
     best = scores.new_empty(parts, matrices, tokens, top_kept)
     with device_of(target):

@@ -47,7 +47,7 @@ def sum_descending(best, top):
 
 
 @triton.jit
-def nothing_yet(top, BLOCK_N: tl.constexpr, TOP: tl.constexpr):
+def empty_top(top, BLOCK_N: tl.constexpr, TOP: tl.constexpr):
     """The best of no affinities; infinite beyond ``top``, so that nothing takes those places."""
     unused = (tl.arange(0, TOP) >= top)[None, :]
     return tl.where(unused, float("inf"), tl.full([BLOCK_N, TOP], float("-inf"), tl.float32))
@@ -82,8 +82,8 @@ def part_score_kernel(
     frame, clip = (matrix % frames).to(tl.int64), (matrix % frames // R).to(tl.int64)
     start = matrix // frames * part_length
     end = tl.minimum(start + part_length, Q)
-    best = nothing_yet(top, BLOCK_N, TOP)
-    spoiled = tl.zeros([BLOCK_N], tl.int32)
+    best = empty_top(top, BLOCK_N, TOP)
+    has_nan = tl.zeros([BLOCK_N], tl.int32)
     for first_q in range(start, end, BLOCK_Q):
         o_q = first_q + tl.arange(0, BLOCK_Q).to(tl.int64)
         affinity = tl.zeros([BLOCK_N, BLOCK_Q], tl.float32)
@@ -93,10 +93,10 @@ def part_score_kernel(
             target = load_tile(p_target, clip, o_q, o_c, Q, C)  # [BLOCK_Q, BLOCK_C]
             affinity = tl.dot(rows, tl.trans(target), affinity, input_precision="ieee")
         inside = (o_q < end)[None, :]
-        spoiled |= tl.max((inside & (affinity != affinity)).to(tl.int32), axis=1)
+        has_nan |= tl.max((inside & (affinity != affinity)).to(tl.int32), axis=1)
         affinity = tl.where(inside & (affinity == affinity), affinity, float("-inf"))
         best = keep_largest(best, affinity)
-    best = tl.where((spoiled > 0)[:, None], float("nan"), best)
+    best = tl.where((has_nan > 0)[:, None], float("nan"), best)
     store_tile(p_parts, matrix.to(tl.int64), o_n, tl.arange(0, TOP), N, TOP, best)
 
 
@@ -112,14 +112,14 @@ def score_kernel(
     o_n = offsets(program % tiles_n, BLOCK_N)
     frame = (program // tiles_n).to(tl.int64)
     o_best = tl.arange(0, TOP)
-    best = nothing_yet(top, BLOCK_N, TOP)
-    spoiled = tl.zeros([BLOCK_N], tl.int32)
+    best = empty_top(top, BLOCK_N, TOP)
+    has_nan = tl.zeros([BLOCK_N], tl.int32)
     for part in range(parts):
         affinity = load_tile(p_parts, part * frames + frame, o_n, o_best, N, TOP)
-        spoiled |= tl.max((affinity != affinity).to(tl.int32), axis=1)
+        has_nan |= tl.max((affinity != affinity).to(tl.int32), axis=1)
         used = (o_best < top)[None, :] & (affinity == affinity)
         best = keep_largest(best, tl.where(used, affinity, float("-inf")))
-    scores = tl.where(spoiled > 0, float("nan"), sum_descending(best, top))
+    scores = tl.where(has_nan > 0, float("nan"), sum_descending(best, top))
     tl.store(p_scores + frame * N + o_n, scores, mask=o_n < N)
 
 
