@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+CHANNELS = (8, 12, 16, 20)
+
 
 class WrappedConv(nn.Module):
     """A convolution under the name ``conv2``."""
@@ -240,6 +242,30 @@ class LinearHead(MmsegHead):
         return self.linear_pred(fused if self.dropout is None else self.dropout(fused))
 
 
+class ProjectionsHead(nn.Module):
+    """An all-MLP head as transformers had it before its fifth version."""
+
+    def __init__(self, channels, width, num_classes) -> None:
+        super().__init__()
+        self.linear_c = nn.ModuleList(Mlp(count, width) for count in channels)
+        self.linear_fuse = nn.Conv2d(4 * width, width, 1, bias=False)
+        self.batch_norm = nn.BatchNorm2d(width)
+        self.activation = nn.ReLU()
+        self.dropout = nn.Dropout(0.0)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, encoder_hidden_states):
+        size = encoder_hidden_states[0].shape[2:]
+        embedded = [
+            F.interpolate(
+                linear(level).transpose(1, 2).unflatten(2, level.shape[2:]), size, mode="bilinear"
+            )
+            for linear, level in zip(self.linear_c, encoder_hidden_states, strict=True)
+        ]
+        fused = self.activation(self.batch_norm(self.linear_fuse(torch.cat(embedded[::-1], 1))))
+        return self.classifier(self.dropout(fused))
+
+
 class ConvolutionHead(MmsegHead):
     """An all-MLP head whose levels pass a convolution, a norm and an activation."""
 
@@ -265,3 +291,16 @@ class ConvolutionHead(MmsegHead):
     def loss_by_feat(self, seg_logits, batch_data_samples):
         labels = torch.stack([sample["gt_sem_seg"] for sample in batch_data_samples])
         return self.losses(seg_logits, labels)
+
+
+def make_levels(dtype=torch.float64):
+    sizes = [(16, 24), (8, 12), (4, 6), (2, 3)]
+    return [
+        torch.randn(2, channels, *size, dtype=dtype, requires_grad=True)
+        for channels, size in zip(CHANNELS, sizes, strict=True)
+    ]
+
+
+def make_upsampling_head(align_corners=False, last=None):
+    upsample = nn.Upsample(scale_factor=4, mode="bilinear", align_corners=align_corners)
+    return nn.Sequential(nn.Conv2d(6, 5, 3, padding=1), upsample, last or nn.Identity())

@@ -7,7 +7,7 @@ that is linear, and fuse_pyramid resizes and adds the results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,9 +84,9 @@ class _Style:
         bypassed = [*embeddings, *linears] if linears else []
         return hooked([convolution, *bypassed])
 
-    def _cannot_take(self, module: Any, argument: Any, **_: Any) -> str | None:
+    def _cannot_take(self, module: Any, *args: Any, **kwargs: Any) -> str | None:
         try:
-            levels = self.levels(module, argument)
+            levels = self.levels(module, _first(args, kwargs))
         except ValueError as error:
             return str(error)
         if len(levels) != len(self.embeddings(module)) or any(x.dim() != 4 for x in levels):
@@ -96,8 +96,8 @@ class _Style:
             return "a level is empty or larger than the first"
         return None
 
-    def _run(self, original: Any, module: Any, argument: Any, **_: Any) -> Tensor:
-        levels = self.levels(module, argument)
+    def _run(self, original: Any, module: Any, *args: Any, **kwargs: Any) -> Tensor:
+        levels = self.levels(module, _first(args, kwargs))
         embeddings = self.embeddings(module)
         convolution: Any
         convolution, *rest = self.convolution(module)
@@ -123,6 +123,11 @@ class _Style:
             channels = first.in_features if isinstance(first, nn.Linear) else first.in_channels
             levels.append(torch.randn(1, channels, 32 >> position, 48 >> position))
         return (self.argument(levels),)
+
+
+def _first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The levels, which each library names differently."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _linear(embedding: nn.Module) -> nn.Linear | None:

@@ -126,6 +126,8 @@ def _log_once(what: str, reason: str) -> None:
 
 def reason_against(module: nn.Module, kind: Kind) -> str | None:
     """Returns why a module that looks like a kind is not replaced, or ``None`` if it can be."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is compiled by TorchScript; patch the model that it was made of"
     if kind.method in vars(module):
         return f"its {kind.method} was replaced on the instance, by a wrapper or another patch"
     reason = kind.why_not(module)

@@ -1,11 +1,6 @@
-"""patch: all-MLP fusion heads, and upsampling before a loss, without other libraries."""
+"""patch: upsampling before a loss or argmax, inside a model and outside of it."""
 
 from __future__ import annotations
-
-import copy
-import inspect
-import io
-import pickle
 
 import pytest
 import torch
@@ -13,98 +8,18 @@ from torch import nn
 from torch.nn import functional as F
 
 import vss_kernels
-from tests.support.foreign_modules import ConvolutionHead, LinearHead
+from tests.support.foreign_modules import (
+    CHANNELS,
+    ConvolutionHead,
+    LinearHead,
+    make_levels,
+    make_upsampling_head,
+)
 from tests.support.memory import MIB, peak_memory
 from vss_kernels.patch.deferred import DeferUpsampling, UpsampledLogits
 from vss_kernels.patch.kinds import kinds_of
 
-CHANNELS = (8, 12, 16, 20)
 HEADS = {"linear": LinearHead, "convolutions": ConvolutionHead}
-
-
-def make_levels(dtype=torch.float64):
-    sizes = [(16, 24), (8, 12), (4, 6), (2, 3)]
-    return [
-        torch.randn(2, channels, *size, dtype=dtype, requires_grad=True)
-        for channels, size in zip(CHANNELS, sizes, strict=True)
-    ]
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("kind", HEADS)
-def test_fusion_heads_keep_answers_and_gradients(kind, align_corners, training):
-    head = HEADS[kind](CHANNELS, 10, 7, align_corners).double().train(training)
-    levels, cotangent = make_levels(), torch.randn(2, 7, 16, 24, dtype=torch.float64)
-    used = [p for name, p in head.named_parameters() if kind != "linear" or "conv_seg" not in name]
-
-    def run():
-        torch.manual_seed(0)  # the same channels are dropped
-        logits = head(levels)
-        return logits, torch.autograd.grad(logits, [*levels, *used], cotangent)
-
-    statistics = copy.deepcopy(head.state_dict())
-    expected, gradients = run()
-    moved = copy.deepcopy(head.state_dict())
-    head.load_state_dict(statistics)
-    report = vss_kernels.patch(head, ["fuse_pyramid"])
-    assert len(report.replaced) == 1
-    logits, patched_gradients = run()
-    torch.testing.assert_close(logits, expected)
-    for have, want in zip(patched_gradients, gradients, strict=True):
-        torch.testing.assert_close(have, want, rtol=1e-6, atol=1e-12)
-    for name, value in head.state_dict().items():
-        torch.testing.assert_close(value, moved[name], msg=name)
-
-
-def test_a_fusion_head_no_longer_makes_the_concatenation():
-    head = LinearHead(CHANNELS, 64, 7).eval()
-    levels = [level.detach().float() for level in make_levels()]
-    with torch.no_grad():
-        before = peak_memory(lambda: head(levels))
-        vss_kernels.patch(head, ["fuse_pyramid"])
-        assert peak_memory(lambda: head(levels)) < 0.6 * before
-
-
-class Resized(LinearHead):
-    """Computes something else than a fusion of levels."""
-
-    def forward(self, inputs):
-        return 1.01 * super().forward(inputs)
-
-
-class Temporal(LinearHead):
-    """Has more parts, as the heads of MRCFA and CFFM."""
-
-    def __init__(self):
-        super().__init__(CHANNELS, 10, 7)
-        self.sr2 = nn.Conv2d(10, 10, 4)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda head: setattr(head, "linear_fuse", nn.Sequential(nn.Conv2d(40, 10, 3))), "1x1"),
-        (lambda head: setattr(head, "linear_fuse", nn.Sequential(nn.Conv2d(39, 10, 1))), "39 chan"),
-        (lambda head: setattr(head, "__class__", Resized), "computes something else"),
-        (lambda head: head.linear_c1.register_forward_hook(lambda *_: None), "has hooks"),
-        (lambda head: delattr(head, "dropout"), "trying it failed: AttributeError"),
-    ],
-)
-def test_other_heads_are_refused_with_the_reason(change, reason):
-    head = LinearHead(CHANNELS, 10, 7)
-    change(head)
-    with pytest.raises(vss_kernels.PatchError, match=reason):
-        vss_kernels.patch(head, ["fuse_pyramid"])
-    assert not kinds_of(head)
-
-
-def test_heads_with_more_parts_are_none_of_these():
-    with pytest.raises(vss_kernels.PatchError, match="found nothing for fuse_pyramid"):
-        vss_kernels.patch(Temporal(), ["fuse_pyramid"])
-    report = vss_kernels.patch(Temporal(), ["fuse_pyramid"], strict=False)
-    assert (report.replaced, report.refused) == ((), ())
-    assert str(report) == "vss_kernels.patch: found nothing to replace"
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -136,11 +51,6 @@ def test_losses_of_mmsegmentation_style(kind):
             losses()
         assert vss_kernels.unpatch(head) == 1
         losses()
-
-
-def make_upsampling_head(align_corners=False, last=None):
-    upsample = nn.Upsample(scale_factor=4, mode="bilinear", align_corners=align_corners)
-    return nn.Sequential(nn.Conv2d(6, 5, 3, padding=1), upsample, last or nn.Identity())
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -297,50 +207,3 @@ def test_a_traced_head_is_computed_by_the_original():
     )
     torch.testing.assert_close(compiled(x, labels), expected)
     assert torch.export.export(head, (x,)).module()(x).shape == (1, 5, 16, 16)
-
-
-def test_a_patched_fusion_head_compiles_without_graph_breaks():
-    head = LinearHead(CHANNELS, 10, 7).eval()
-    levels = make_levels(torch.float32)
-    expected = head(levels)
-    vss_kernels.patch(head, ["fuse_pyramid"])
-    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(levels), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_patching_twice_changes_nothing_more_and_copies_and_pickles_stay_patched():
-    head = LinearHead(CHANNELS, 10, 7).eval()
-    signature = inspect.signature(head.forward)
-    first = vss_kernels.patch(head, verbose=False)
-    again = vss_kernels.patch(head, verbose=False)
-    assert first == again
-    assert isinstance(head, LinearHead)
-    assert inspect.signature(head.forward) == signature
-    assert type(head).__name__ == "LinearHead"
-    levels = make_levels(torch.float32)
-    file = io.BytesIO()
-    torch.save(head, file)
-    file.seek(0)
-    for other in (
-        copy.deepcopy(head),
-        pickle.loads(pickle.dumps(head)),
-        torch.load(file, weights_only=False),
-    ):
-        assert kinds_of(other) == kinds_of(head)
-        assert torch.equal(other(levels), head(levels))
-        assert vss_kernels.unpatch(other) == 1
-        assert type(other) is LinearHead
-    assert kinds_of(head)
-
-
-def test_strict_needs_every_named_operator_and_leaves_the_model_as_it_was(capsys):
-    head = make_upsampling_head()
-    with pytest.raises(vss_kernels.PatchError, match="found nothing for focal_attention"):
-        vss_kernels.patch(head, ["upsample_cross_entropy", "focal_attention"])
-    assert not kinds_of(head)
-    with pytest.raises(ValueError, match="unknown operator 'softmax'; choose from aggregate_aff"):
-        vss_kernels.patch(head, ["softmax"])
-    report = vss_kernels.patch(nn.ModuleDict({"head": head}), ["upsample_cross_entropy"])
-    printed = capsys.readouterr().out
-    assert printed == f"{report}\n"
-    assert "replaced 1 of 1 parts\n  replaced      head: upsampling at the end" in printed
