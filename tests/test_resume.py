@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.tiny_training import make_data, make_dataset, make_module, run
+from tests.support.tiny_training import (
+    assert_same_state,
+    make_data,
+    make_dataset,
+    make_module,
+    run,
+)
 from vss_models.checkpoints import load_model
 from vss_models.training import RunCheckpoints, VideoDataModule
 from vss_models.training.checkpoint_io import AtomicCheckpointIO
@@ -33,19 +39,6 @@ def whole_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoints=RunCheckpoints(every_n_steps=2, keep=3),
     )
     return output
-
-
-def assert_same_state(first: Path, second: Path) -> None:
-    a = torch.load(first, weights_only=True)
-    b = torch.load(second, weights_only=True)
-    assert a["global_step"] == b["global_step"]
-    assert a["state_dict"].keys() == b["state_dict"].keys()
-    for key, value in a["state_dict"].items():
-        assert torch.equal(value, b["state_dict"][key]), key
-    moments = [state["optimizer_states"][0]["state"] for state in (a, b)]
-    for number, entry in moments[0].items():
-        for key, value in entry.items():
-            assert torch.equal(value, moments[1][number][key]), (number, key)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vss_models.backbones.mit import DropPath
@@ -79,3 +80,17 @@ def without_dropout(module: SegmentationModule) -> SegmentationModule:
         elif isinstance(part, DropPath):
             part.rate = 0.0
     return module
+
+
+def assert_same_state(first: Path, second: Path) -> None:
+    """Two checkpoints of runs have the same step, weights and moments, bit for bit."""
+    a = torch.load(first, weights_only=True)
+    b = torch.load(second, weights_only=True)
+    assert a["global_step"] == b["global_step"]
+    assert a["state_dict"].keys() == b["state_dict"].keys()
+    for key, value in a["state_dict"].items():
+        assert torch.equal(value, b["state_dict"][key]), key
+    moments = [state["optimizer_states"][0]["state"] for state in (a, b)]
+    for number, entry in moments[0].items():
+        for key, value in entry.items():
+            assert torch.equal(value, moments[1][number][key]), (number, key)

@@ -65,7 +65,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             are not finite.
         FileNotFoundError: If there is no such file.
     """
-    content = read_file(path)
+    return checkpoint_of(path, read_file(path))
+
+
+def checkpoint_of(path: str | os.PathLike[str], content: Any) -> Checkpoint:
+    """Does what `read_checkpoint` does with the contents of a file that has been read."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors")
     if RUN_KEY in content:
@@ -195,5 +199,6 @@ __all__ = [
     "RUN_KEY",
     "Checkpoint",
     "check_finite",
+    "checkpoint_of",
     "read_checkpoint",
 ]

@@ -1,91 +1,18 @@
-"""What happens around the training loop: checkpoints, sample overlays and the progress bar."""
+"""What is shown of a training while it runs: sample overlays and the progress bar."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from vss_models.checkpoints import save_model
 from vss_models.data.transforms import denormalise
 from vss_models.training.module import segmentation_module
 from vss_models.visualize import overlay
-
-LAST_CHECKPOINT = "last.ckpt"
-LAST_MODEL = "last.pt"
-
-
-class RunCheckpoints(Checkpoint):
-    """Saves the run every so many steps and at its end, and the bare model at its end.
-
-    In the trainer's ``default_root_dir``: ``checkpoints/step_<n>.ckpt``, of which the newest few
-    are kept; ``last.ckpt``, always the newest state of the run; ``last.pt``, the model alone, for
-    evaluation and inference. Files are replaced when their successors are complete.
-
-    Args:
-        every_n_steps: Optimizer steps between two checkpoints; 0 saves at the end only.
-        keep: Number of ``step_<n>.ckpt`` files to keep; 0 writes ``last.ckpt`` only.
-
-    Raises:
-        ValueError: If a number is negative.
-    """
-
-    def __init__(self, every_n_steps: int = 4000, keep: int = 2) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("keep", keep)):
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
-        self.every_n_steps = every_n_steps
-        self.keep = keep
-        self._saved_step = 0
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuses to train into the folder of another run."""
-        last = Path(trainer.default_root_dir, LAST_CHECKPOINT)
-        if stage == "fit" and not trainer.ckpt_path and last.exists():
-            raise FileExistsError(
-                f"{last} exists: continue that run with --ckpt_path {last}, or choose another "
-                "output folder"
-            )
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remembers where a resumed run starts."""
-        self._saved_step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        """Saves after the optimizer step of every n-th step and of the last one."""
-        step = trainer.global_step
-        due = step == trainer.max_steps or (self.every_n_steps and step % self.every_n_steps == 0)
-        if due and step != self._saved_step:
-            self._save(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves the end of a run that stopped early, and the model."""
-        if trainer.global_step != self._saved_step:
-            self._save(trainer)
-        if trainer.is_global_zero:
-            model = segmentation_module(trainer).model
-            save_model(model, Path(trainer.default_root_dir, LAST_MODEL))
-        trainer.strategy.barrier()
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        root = Path(trainer.default_root_dir)
-        folder = root / "checkpoints"
-        self._saved_step = trainer.global_step
-        # All processes take part: sharded strategies write together.
-        if self.keep:
-            trainer.save_checkpoint(folder / f"step_{trainer.global_step}.ckpt", weights_only=False)
-        trainer.save_checkpoint(root / LAST_CHECKPOINT, weights_only=False)
-        if trainer.is_global_zero and self.keep:
-            saved = sorted(folder.glob("step_*.ckpt"), key=lambda path: int(path.stem[5:]))
-            for path in saved[: -self.keep]:
-                path.unlink()
 
 
 class SampleOverlays(Callback):

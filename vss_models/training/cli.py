@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from vss_models.training.callbacks import RunCheckpoints, SampleOverlays, TrainingProgressBar
+from vss_models.training.callbacks import SampleOverlays, TrainingProgressBar
 from vss_models.training.configs import expand_config_arguments
 from vss_models.training.data import VideoDataModule
+from vss_models.training.interruption import stops_become_signals
 from vss_models.training.module import SegmentationModule
 from vss_models.training.run import trainer_parts
+from vss_models.training.run_checkpoints import BestCheckpoint, RunCheckpoints
+from vss_models.training.run_folder import RunFolder, check_run_folder, find_checkpoint
 from vss_models.training.writer import ReportWriter
+
+_MINOR_VERSION = tuple(int(part) for part in metadata.version("jsonargparse").split(".")[:2])
+_SKIP_NONE = "skip_unset" if _MINOR_VERSION >= (4, 49) else "skip_none"
+"""jsonargparse's name for leaving out settings that are null, as if they were the defaults."""
 
 
 class TrainingCLI(LightningCLI):
@@ -25,7 +35,7 @@ class TrainingCLI(LightningCLI):
         super().__init__(
             SegmentationModule,
             VideoDataModule,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=None,  # RunFolder keeps it, once the run has started
             trainer_defaults={"use_distributed_sampler": False},
             seed_everything_default=False,
             auto_configure_optimizers=False,
@@ -74,13 +84,23 @@ class TrainingCLI(LightningCLI):
         self.config = parser.parse_args(self._arguments)
 
     def before_instantiate_classes(self) -> None:
-        """Ends with a usage error if data or weights are missing, before a model is built."""
+        """Refuses what cannot start, before a model is built or a file written.
+
+        Raises:
+            FileExistsError: If the output folder holds another run.
+            FileNotFoundError: If there is no such checkpoint.
+            SystemExit: With status 2 if data or weights are not named.
+        """
         config, parser = self.config[self.subcommand], self._parser(self.subcommand)
         if config.data.root is None:
             parser.error(
                 "data.root is not set: give the folder of a data set in the VSPW layout, "
                 "--data.root FOLDER"
             )
+        checkpoint = find_checkpoint(Path(config.output), config.ckpt_path)
+        config.ckpt_path = None if checkpoint is None else str(checkpoint)
+        if self.subcommand == "fit":
+            check_run_folder(Path(config.output), checkpoint)
         has_weights = config.checkpoint is not None or config.ckpt_path is not None
         if self.subcommand != "fit" and not has_weights and not config.random_weights:
             parser.error(
@@ -91,9 +111,17 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Makes the trainer with the parts every run of this package has."""
         config = self.config_init[self.subcommand].trainer
-        parts = trainer_parts(
-            config.default_root_dir, config.callbacks, config.plugins, config.logger
-        )
+        logger, callbacks = config.logger, config.callbacks
+        if self.subcommand != "fit":
+            # An evaluation writes its report; the log in the folder is that of the training.
+            logger = logger or False
+        else:
+            text = self._parser("fit").dump(self.config["fit"], **{_SKIP_NONE: False})
+            own: list[Callback] = [RunFolder(text)]
+            if self.config["fit"].checkpoints.best:
+                own.append(BestCheckpoint())
+            callbacks = [*own, *(callbacks or [])]
+        parts = trainer_parts(config.default_root_dir, callbacks, config.plugins, logger)
         if config.enable_progress_bar is not False:
             parts["callbacks"].append(TrainingProgressBar(refresh_rate=1))
         return super().instantiate_trainer(**parts, **kwargs)
@@ -106,6 +134,7 @@ def run_cli(arguments: Sequence[str]) -> None:
         arguments: The command and its options, such as ``["fit", "--config", "mrcfa_b1_vspw"]``.
 
     Raises:
+        EndedBySignal: If a signal ended the training; its state is saved.
         SystemExit: With status 2 if the options are not valid.
     """
     try:
@@ -113,4 +142,5 @@ def run_cli(arguments: Sequence[str]) -> None:
     except ValueError as error:
         print(f"vss {arguments[0]}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    TrainingCLI(expanded)
+    with stops_become_signals():
+        TrainingCLI(expanded)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vss_models.data import (
@@ -102,17 +104,8 @@ class VideoDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Augmented clips in an endless stream."""
-        dataset = ClipTrainDataset(
-            self._checked_root(),
-            self.train_split,
-            offsets=self.offsets,
-            transform=self.train_transform,
-            num_classes=self.num_classes,
-            label_mapping=self.label_mapping,
-            seed=self.seed,
-        )
-        rank, world_size = self._shard()
-        clips = ClipSampler(len(dataset), ENDLESS, seed=self.seed, rank=rank, world_size=world_size)
+        dataset = self._training_dataset()
+        clips = self._stream(dataset)
         loader = train_loader(
             dataset,
             clips,
@@ -121,6 +114,21 @@ class VideoDataModule(pl.LightningDataModule):
             pin_memory=self._pin_memory(),
         )
         return ResumableLoader(loader)
+
+    def training_items(self, batch: int) -> list[tuple[str, dict[str, Tensor]]]:
+        """The clips of one of this process's training batches, made again.
+
+        Args:
+            batch: Number of the batch, counted from 0 over the whole run.
+
+        Returns:
+            For each clip the name of its video, and the clip as the data set gives it.
+        """
+        dataset = self._training_dataset()
+        stream = self._stream(dataset)
+        stream.start = batch * self.batch_size * stream.world_size
+        keys = list(islice(stream, self.batch_size))
+        return [(dataset.videos[number].name, dataset[epoch, number]) for epoch, number in keys]
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Frames of the validation videos in order."""
@@ -146,6 +154,21 @@ class VideoDataModule(pl.LightningDataModule):
             label_mapping=self.label_mapping,
             labelled=True,
         )
+
+    def _training_dataset(self) -> ClipTrainDataset:
+        return ClipTrainDataset(
+            self._checked_root(),
+            self.train_split,
+            offsets=self.offsets,
+            transform=self.train_transform,
+            num_classes=self.num_classes,
+            label_mapping=self.label_mapping,
+            seed=self.seed,
+        )
+
+    def _stream(self, dataset: ClipTrainDataset) -> ClipSampler:
+        rank, world_size = self._shard()
+        return ClipSampler(len(dataset), ENDLESS, seed=self.seed, rank=rank, world_size=world_size)
 
     def _evaluation_loader(self, split: str, max_videos: int | None) -> DataLoader[Any]:
         dataset = self.evaluation_dataset(split, single_frames=True)

@@ -198,9 +198,6 @@ class SegmentationModule(pl.LightningModule):
 
         Returns:
             A scalar.
-
-        Raises:
-            FloatingPointError: If the loss is not finite (looked at when it is logged).
         """
         if self._step is None:
             logits = self.model(batch["clip"])
@@ -213,7 +210,7 @@ class SegmentationModule(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         log_every_n_steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if log_every_n_steps and (self.trainer.global_step + 1) % log_every_n_steps == 0:
-            self._log_parts(logits, batch["labels"], loss)
+            self._log_parts(logits, batch["labels"])
         return loss
 
     def optimizer_zero_grad(self, *arguments: Any, **named: Any) -> None:
@@ -232,12 +229,7 @@ class SegmentationModule(pl.LightningModule):
             self._step.average_gradients()
 
     @torch.no_grad()
-    def _log_parts(self, logits: ClipLogits, labels: Tensor, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.trainer.global_step}; lower the learning "
-                "rate or train in a wider precision"
-            )
+    def _log_parts(self, logits: ClipLogits, labels: Tensor) -> None:
         nothing = logits.target[:, :0]
         self.log("train/loss_per_frame", self.loss(logits._replace(target=nothing), labels))
         for number in range(logits.target.shape[1]):
@@ -309,6 +301,11 @@ class SegmentationModule(pl.LightningModule):
                     f"{value!r}; use the settings the run was started with"
                 )
         self._batches_started = saved["batches_started"]
+
+    @property
+    def batches_started(self) -> int:
+        """Batches of the whole run, before and after it was resumed, that have begun."""
+        return self._batches_started
 
     @property
     def evaluator(self) -> Evaluator:

@@ -8,17 +8,20 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from vss_models.training.callbacks import (
-    LAST_MODEL,
-    RunCheckpoints,
-    SampleOverlays,
-    TrainingProgressBar,
-)
+from vss_models.training.callbacks import SampleOverlays, TrainingProgressBar
 from vss_models.training.checkpoint_io import AtomicCheckpointIO
 from vss_models.training.data import VideoDataModule
+from vss_models.training.interruption import stops_become_signals
 from vss_models.training.module import SegmentationModule
+from vss_models.training.run_checkpoints import BestCheckpoint, RunCheckpoints
+from vss_models.training.run_folder import (
+    LAST_MODEL,
+    RunFolder,
+    RunLogger,
+    check_run_folder,
+    find_checkpoint,
+)
 
 
 def trainer_parts(
@@ -39,7 +42,7 @@ def trainer_parts(
         Keyword arguments of :class:`lightning.pytorch.Trainer`.
     """
     if logger is None or logger is True:
-        logger = TensorBoardLogger(output, name="", version="")
+        logger = RunLogger(output)
     all_callbacks = _as_list(callbacks)
     if logger:
         all_callbacks.append(LearningRateMonitor("step"))
@@ -71,7 +74,8 @@ def fit(
         data: Training and validation data.
         output: Folder for checkpoints, logs and the trained model.
         max_steps: Optimizer steps of the whole run.
-        resume: A checkpoint of this run to continue from.
+        resume: A checkpoint of this run to continue from: a file, or "last" or "best" for those in
+            ``output``; with "last" a run that has none starts anew.
         checkpoints: When to save; by default every 4000 steps and at the end.
         overlays: When to show samples in TensorBoard; by default every 1000 steps.
         progress_bar: Whether to show progress on the terminal.
@@ -81,11 +85,21 @@ def fit(
         The file of the trained model, for :func:`vss_models.checkpoints.load_model`.
 
     Raises:
-        FileExistsError: If ``output`` holds a run and ``resume`` is not given.
+        BlockingIOError: If another process trains into ``output``.
+        CheckpointError: If ``resume`` is damaged or no checkpoint of a run.
+        FileExistsError: If ``output`` holds a run and ``resume`` is not of it.
+        FileNotFoundError: If ``resume`` is not there.
+        FloatingPointError: If the loss or the weights are no longer finite.
+        KeyboardInterrupt: If a signal ended the run; its state is saved.
         ValueError: If data and model do not fit each other.
     """
-    callbacks = _as_list(trainer_options.pop("callbacks", None))
-    callbacks += [checkpoints or RunCheckpoints(), overlays or SampleOverlays()]
+    output = Path(output)
+    checkpoint = find_checkpoint(output, resume)
+    check_run_folder(output, checkpoint)
+    saving = checkpoints or RunCheckpoints()
+    callbacks = [RunFolder(), *_as_list(trainer_options.pop("callbacks", None))]
+    callbacks += [*([BestCheckpoint()] if saving.best else []), saving]
+    callbacks.append(overlays or SampleOverlays())
     if progress_bar:
         callbacks.append(TrainingProgressBar(refresh_rate=1))
     parts = trainer_parts(
@@ -94,8 +108,9 @@ def fit(
     trainer = pl.Trainer(
         max_steps=max_steps, enable_progress_bar=progress_bar, **parts, **trainer_options
     )
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
-    return Path(output, LAST_MODEL)
+    with stops_become_signals():
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    return output / LAST_MODEL
 
 
 def _as_list(value: Any) -> list[Any]:
