@@ -17,6 +17,8 @@ MIN_SIDE = 32
 LONGEST_NAME = 500
 """Letters of a class name: more than any has, and few enough to draw."""
 LONGEST_SIDE = 65_535
+PRECISIONS = ("float32", "bfloat16")
+"""What a network computes in; see :class:`vss_models.inference.compile.FrameProgram`."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class TrainedOn:
         class_names: Names of the K classes.
         class_colours: Their colours (red, green, blue), 0..255.
         reference_offsets: The frames the model looks back to, relative to the target, oldest first.
-        frame_scale: (long edge, short edge) in pixels that evaluation frames are fitted into.
+        frame_scale: (long edge, short edge) in pixels that evaluation frames are fitted into; empty
+            if they keep their size.
+        precision: What the network computed in, "float32" or "bfloat16" (under autocast).
 
     Raises:
         ValueError: If an entry is of another form than described.
@@ -54,15 +58,20 @@ class TrainedOn:
     class_names: tuple[str, ...] | None = None
     class_colours: tuple[tuple[int, int, int], ...] | None = None
     reference_offsets: tuple[int, ...] | None = None
-    frame_scale: tuple[int, int] | None = None
+    frame_scale: tuple[int, int] | tuple[()] | None = None
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         checks: dict[str, tuple[Callable[[Any], bool], str]] = {
             "class_names": (_are_names, f"strings of 1 to {LONGEST_NAME} letters"),
             "class_colours": (_are_colours, "triples of integers 0..255"),
             "reference_offsets": (_are_offsets, "ascending negative integers"),
-            "frame_scale": (_is_scale, f"two integers 1..{LONGEST_SIDE}"),
+            "frame_scale": (_is_scale, f"two integers 1..{LONGEST_SIDE}, or empty"),
         }
+        if self.precision not in (None, *PRECISIONS):
+            raise ValueError(
+                f"precision must be one of {PRECISIONS}, got {reprlib.repr(self.precision)}"
+            )
         for name, (is_valid, expected) in checks.items():
             value = _as_tuples(getattr(self, name))
             if value is None:
@@ -219,7 +228,7 @@ def _are_offsets(value: tuple[Any, ...]) -> bool:
 
 
 def _is_scale(value: tuple[Any, ...]) -> bool:
-    return len(value) == 2 and _are_integers(value, 1, LONGEST_SIDE)
+    return len(value) in (0, 2) and _are_integers(value, 1, LONGEST_SIDE)
 
 
 def _are_integers(value: tuple[Any, ...], lowest: int, highest: int) -> bool:

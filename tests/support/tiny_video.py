@@ -25,7 +25,7 @@ def tiny_model(name: str = "mrcfa_b0", **overrides: Any) -> VideoSegmentor:
     with torch.no_grad():
         for module in model.head.modules():
             if isinstance(module, torch.nn.Conv2d) and module.out_channels == 5:
-                module.weight.mul_(50)
+                module.weight.mul_(5)
     return model
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vss_models.commands.model_options import add_model_options, chosen_model
-from vss_models.inference.export import export_model
+from vss_models.inference.export import export_model, input_size
 
 DESCRIPTION = """\
 Write a trained model as a program of plain PyTorch operators (torch.export, FILE.pt2) or as an ONNX
@@ -39,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out.exists() and not options.overwrite:
         raise FileExistsError(f"{options.out} exists: add --overwrite or choose another --out")
     try:
-        width, height = options.size
         model = chosen_model(parser, options)
-        written = export_model(model, options.out, (height, width), options.streaming)
+        size = tuple(options.size[::-1]) if options.size else input_size(model)
+        written = export_model(model, options.out, size, options.streaming)
     except ValueError as error:
         parser.error(str(error))
     for kind, shapes in (("input", written.inputs), ("output", written.outputs)):
@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         type=int,
         nargs=2,
-        default=(864, 480),
         metavar=("WIDTH", "HEIGHT"),
-        help="width and height of the network's input (default: 864 480)",
+        help="width and height of the network's input (default: that of landscape frames in "
+        "training, else 864 480)",
     )
     return parser

@@ -90,8 +90,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         inputs = _inputs(parser, options)
         model = chosen_model(parser, options)
         classes = _classes(model, options.classes)
-        scale = tuple(options.size) if options.size else model.trained_on.frame_scale
-        transform = EvaluationTransform() if scale is None else EvaluationTransform(scale=scale)
+        transform = EvaluationTransform(scale=tuple(options.size)) if options.size else None
         segmenter = StreamingSegmenter(
             model.to(device), options.offsets, transform, options.precision, options.compile
         )
@@ -254,8 +253,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--precision",
         choices=PRECISIONS,
-        default="float32",
-        help="of the network's numbers; bfloat16 is faster on most GPUs (default: float32)",
+        help="of the network's numbers; bfloat16 is faster on most GPUs (default: as in training, "
+        "else float32)",
     )
     add(
         "--compile",

@@ -8,9 +8,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from vss_models.model import VideoSegmentor
+from vss_models.model import PRECISIONS, VideoSegmentor
 
-PRECISIONS = ("float32", "bfloat16")
 CUDA_GRAPH = "cuda-graph"
 AUTOMATIC = "auto"
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 import vss_kernels
 from vss_models.atomic import TEMPORARY_SUFFIX, atomic_write
-from vss_models.data.clips import PUBLISHED_OFFSETS
-from vss_models.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvaluationTransform
+from vss_models.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from vss_models.heads.mrcfa import RelationReference
+from vss_models.inference.streaming import evaluation_transform, reference_offsets
 from vss_models.model import VideoSegmentor
 
 SUFFIXES = (".pt2", ".onnx")
@@ -117,7 +117,8 @@ def export_model(
     streaming is :class:`StreamingStep`: what it calls `state_...` for a frame is passed as
     `reference0_...` (the oldest) and so on with later ones. The file also carries, as JSON under
     `vss_model`, what a program needs to feed it: names and colours of the classes, the frame
-    offsets, and how frames are resized and normalised.
+    offsets, and how frames are resized (a scale of null: frames kept their size) and normalised.
+    The program computes in float32 whatever the model was trained in.
 
     Args:
         model: The model, in evaluation mode, in float32 on the CPU.
@@ -173,6 +174,25 @@ def export_model(
     return ExportedFile(path, _shapes(inputs), _shapes(outputs), error)
 
 
+def input_size(model: VideoSegmentor) -> tuple[int, int]:
+    """Returns (height, width) of a model's input for landscape frames that fill its frame scale.
+
+    That is the scale it was trained for, the published 853x480 where it is not known, with sides
+    stretched to multiples of 32.
+
+    Raises:
+        ValueError: If the model was trained on frames of their own size.
+    """
+    transform = evaluation_transform(model)
+    if transform.scale is None:
+        raise ValueError(
+            "the model was trained on frames of their own size, so there is no size to take from "
+            "it: give the width and height of the network's input (--size)"
+        )
+    long_edge, short_edge = transform.scale
+    return transform.output_size((short_edge, long_edge))
+
+
 def _inputs(
     model: VideoSegmentor, size: tuple[int, int], streaming: bool, seed: int
 ) -> dict[str, Tensor]:
@@ -204,9 +224,8 @@ def _metadata(model: VideoSegmentor, streaming: bool) -> str:
             "num_classes": model.num_classes,
             "class_names": model.trained_on.class_names,
             "class_colours": model.trained_on.class_colours,
-            "reference_offsets": model.trained_on.reference_offsets
-            or (PUBLISHED_OFFSETS if model.num_references else ()),
-            "frame_scale": model.trained_on.frame_scale or EvaluationTransform().scale,
+            "reference_offsets": reference_offsets(model),
+            "frame_scale": evaluation_transform(model).scale,
             "resize": RESIZE_RULE,
             "mean": IMAGENET_MEAN,
             "deviation": IMAGENET_STD,
@@ -289,5 +308,6 @@ __all__ = [
     "ExportedFile",
     "StreamingStep",
     "export_model",
+    "input_size",
     "state_tensors",
 ]

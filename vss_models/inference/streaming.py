@@ -30,12 +30,12 @@ class StreamingSegmenter:
 
     Args:
         model: The model, in evaluation mode.
-        offsets: Frames of the references relative to the target, oldest first. None takes
-            those the model was trained with; where it does not know them, the published
-            (-9, -6, -3), or none at all for a per-frame model.
-        transform: How uint8 frames become the network's input; None is the published recipe, which
-            fits the frame into 853x480 and stretches its sides to multiples of 32.
+        offsets: Frames of the references relative to the target, oldest first; None is
+            :func:`reference_offsets`.
+        transform: How uint8 frames become the network's input; None is
+            :func:`evaluation_transform`, so frames have the size the model was trained for.
         precision: "float32" or "bfloat16", see :class:`vss_models.inference.compile.FrameProgram`.
+            None takes what the model was trained in, float32 where it does not know.
         compile: None, "inductor" or "cuda-graph", see there.
         frame_size: (height, width) of uint8 frames to :meth:`warm_up` for at once.
 
@@ -55,24 +55,22 @@ class StreamingSegmenter:
         model: VideoSegmentor,
         offsets: Sequence[int] | None = None,
         transform: EvaluationTransform | None = None,
-        precision: str = "float32",
+        precision: str | None = None,
         compile: str | None = None,
         frame_size: tuple[int, int] | None = None,
     ) -> None:
         self.model = model
         self._check_mode()
-        self._program = FrameProgram(model, precision, compile)
-        if offsets is None:
-            offsets = model.trained_on.reference_offsets
-        if offsets is None:
-            offsets = PUBLISHED_OFFSETS if model.num_references else ()
-        self.offsets = check_offsets(offsets)
+        self._program = FrameProgram(
+            model, precision or model.trained_on.precision or "float32", compile
+        )
+        self.offsets = reference_offsets(model) if offsets is None else check_offsets(offsets)
         if len(self.offsets) != model.num_references:
             raise ValueError(
                 f"offsets must name the {model.num_references} references of this model, got "
                 f"{self.offsets}"
             )
-        self.transform = EvaluationTransform() if transform is None else transform
+        self.transform = evaluation_transform(model) if transform is None else transform
         self._span = -min(self.offsets, default=0)
         self.reset()
         if frame_size is not None:
@@ -208,4 +206,27 @@ class StreamingSegmenter:
             raise ValueError("the model is in training mode; call model.eval() first")
 
 
-__all__ = ["StreamingSegmenter"]
+def reference_offsets(model: VideoSegmentor) -> tuple[int, ...]:
+    """Returns the frames that a model looks back to, relative to the target, as it was trained.
+
+    Where that is not known they are the published (-9, -6, -3), or none for a per-frame model.
+    """
+    offsets = model.trained_on.reference_offsets
+    if offsets is None:
+        offsets = PUBLISHED_OFFSETS if model.num_references else ()
+    return check_offsets(offsets)
+
+
+def evaluation_transform(model: VideoSegmentor) -> EvaluationTransform:
+    """Returns how uint8 frames become the input of a model, as it was trained.
+
+    Frames are fitted into the model's `trained_on.frame_scale`, the published 853x480 where it is
+    not known, and their sides are stretched to multiples of 32.
+    """
+    scale = model.trained_on.frame_scale
+    if scale is None:
+        return EvaluationTransform()
+    return EvaluationTransform(scale=scale or None)
+
+
+__all__ = ["StreamingSegmenter", "evaluation_transform", "reference_offsets"]
