@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -27,9 +28,10 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent.resolve()
 DEFAULT_ARCH_LIST = "8.0;9.0"
+TRITON_ON_A_GPU = ("focal_attention",)  # operators without a CUDA kernel
 SANITIZE_FLAGS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-    "thread": ["-fsanitize=thread", "-DVSS_THREADED_BLOCK"],
+    "thread": ["-fsanitize=thread"],
 }
 
 
@@ -137,10 +139,11 @@ def extension_arguments(torch: object) -> dict[str, object]:
     sanitize = os.environ.get("VSS_KERNELS_SANITIZE", "")
     if sanitize not in ("", *SANITIZE_FLAGS):
         raise SystemExit(f"VSS_KERNELS_SANITIZE must be address or thread, got {sanitize!r}")
-    launchers = "threaded.cpp" if sanitize == "thread" else "cpu*.cpp"
-    sources = ["csrc/library.cpp", "csrc/module.cpp", *relative_sources(launchers)]
+    machines = machines_for(sanitize, cuda=toolkit is not None)
+    sources = ["csrc/library.cpp", *compilations(machines)]
     flags = [
         "-O3",
+        "-g0",
         "-std=c++20",
         "-fopenmp",
         "-fvisibility=hidden",
@@ -149,7 +152,7 @@ def extension_arguments(torch: object) -> dict[str, object]:
     ]
     link_flags = ["-fopenmp"]
     if sanitize:
-        flags += [*SANITIZE_FLAGS[sanitize], "-g", "-O1", "-DVSS_NO_CPU_CLONES"]
+        flags += [*SANITIZE_FLAGS[sanitize], "-g1", "-O1", "-DVSS_SMALL_CODE"]
         link_flags += SANITIZE_FLAGS[sanitize]
     arch_list = os.environ.get("TORCH_CUDA_ARCH_LIST", "") if toolkit is not None else ""
     info = {
@@ -160,18 +163,19 @@ def extension_arguments(torch: object) -> dict[str, object]:
     }
     compile_arguments: dict[str, list[str]] = {"cxx": flags}
     if toolkit is not None:
-        sources += relative_sources("cuda.cu")
-        compile_arguments["nvcc"] = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-lineinfo"]
+        compile_arguments["nvcc"] = ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]
     extension = (CUDAExtension if toolkit is not None else CppExtension)(
         name="vss_kernels._C",
         sources=sources,
-        depends=[str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h")],
+        include_dirs=[str(ROOT / "csrc")],
+        depends=[str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*/*.*")],
         extra_compile_args=compile_arguments,
         extra_link_args=link_flags,
         define_macros=[
             ("VSS_BUILD_FLAGS", f'"{info["flags"]}"'),
             ("VSS_BUILD_CUDA", f'"{info["cuda"]}"'),
             ("VSS_BUILD_ARCH_LIST", f'"{info["cuda_arch_list"]}"'),
+            *((f"VSS_HAS_{machine.upper()}", None) for machine in machines),
         ],
     )
 
@@ -189,8 +193,41 @@ def extension_arguments(torch: object) -> dict[str, object]:
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildWithRecord}}
 
 
-def relative_sources(name: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(f"csrc/*/{name}"))
+def machines_for(sanitize: str, *, cuda: bool) -> list[str]:
+    """Returns the machines of csrc/machine/target.h to compile every operator for."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if sanitize == "thread":
+        return ["race_check"]
+    if sanitize == "address":  # one instruction set: sanitizers make each copy many times as large
+        return ["avx2" if x86 else "baseline"]
+    return ["baseline", *(["avx2", "avx512"] if x86 else []), *(["cuda"] if cuda else [])]
+
+
+def compilations(machines: list[str]) -> list[str]:
+    """Writes the source of each operator's compilation for each machine; returns their paths.
+
+    Such a source names the machine and includes the operator's host.cpp. It is left alone where it
+    is there already, so that it is not compiled again.
+    """
+    folder = Path("build", "machines")
+    (ROOT / folder).mkdir(parents=True, exist_ok=True)
+    paths = []
+    for host in sorted(ROOT.glob("csrc/*/host.cpp")):
+        operator = host.parent.name
+        for machine in machines:
+            gpu = machine in ("cuda", "race_check")
+            if gpu and operator in TRITON_ON_A_GPU:
+                continue
+            path = folder / f"{operator}_{machine}.{'cu' if machine == 'cuda' else 'cpp'}"
+            text = (
+                f"#define VSS_{machine.upper()}\n"
+                f'#include "{operator}/host.cpp"\n'
+                '#include "machine/end.h"\n'
+            )
+            if not (ROOT / path).exists() or (ROOT / path).read_text() != text:
+                (ROOT / path).write_text(text)
+            paths.append(str(path))
+    return paths
 
 
 setup(license="Apache-2.0", **native_extension())

@@ -1,6 +1,129 @@
-// Every schema of the native operators. Shapes, dtypes and meaning stand in the Python function of the
-// same name; fakes and autograd formulas in its op.py.
+// The extension: every schema of the native operators, which of their implementations run on this
+// machine, and the Python module. Shapes, dtypes and meaning of the operators stand in the Python
+// function of the same name; fakes and autograd formulas in its op.py.
+//
+// Each operator's host.cpp is compiled once for every machine (machine/target.h) and defines
+// vss::MACHINE::OPERATOR::implement(). Of the CPU's instruction sets one is chosen while the
+// library is loaded: the best that this CPU has, or the one that VSS_KERNELS_ISA names. (A name
+// that is unknown, or needs another CPU, is refused by vss_kernels/_runtime/native.py.)
+#include <ATen/Parallel.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/library.h>
+#include <torch/version.h>
+
+#include <cstdlib>
+#include <string>
+#include <string_view>
+#include <vector>
+
+// setup.py defines VSS_HAS_<MACHINE> for every machine that it compiles for.
+#define VSS_EVERY_OPERATOR(f, machine)                                           \
+  f(machine, aggregate_affinity) f(machine, focal_pool) f(machine, fuse_pyramid) \
+      f(machine, upsample_argmax) f(machine, upsample_cross_entropy)
+
+// On a GPU the others are written in Triton.
+#define VSS_EVERY_CPU_OPERATOR(f, machine) \
+  VSS_EVERY_OPERATOR(f, machine)           \
+  f(machine, focal_attention)
+
+#define VSS_DECLARE(machine, op)           \
+  namespace vss::machine::op {             \
+  void implement(torch::Library& library); \
+  }
+#define VSS_IMPLEMENT(machine, op) vss::machine::op::implement(library);
+
+#if defined(VSS_HAS_BASELINE)
+VSS_EVERY_CPU_OPERATOR(VSS_DECLARE, baseline)
+#endif
+#if defined(VSS_HAS_AVX2)
+VSS_EVERY_CPU_OPERATOR(VSS_DECLARE, avx2)
+#endif
+#if defined(VSS_HAS_AVX512)
+VSS_EVERY_CPU_OPERATOR(VSS_DECLARE, avx512)
+#endif
+#if defined(VSS_HAS_RACE_CHECK)
+VSS_EVERY_OPERATOR(VSS_DECLARE, race_check)
+#endif
+#if defined(VSS_HAS_CUDA)
+VSS_EVERY_OPERATOR(VSS_DECLARE, cuda)
+#endif
+
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  bool runs_here;
+  void (*implement)(torch::Library&);
+};
+
+#define VSS_INSTRUCTION_SET(name, runs_here)                                                      \
+  {                                                                                               \
+    #name, runs_here, [](torch::Library& library) { VSS_EVERY_CPU_OPERATOR(VSS_IMPLEMENT, name) } \
+  }
+
+// What this build holds, the best last.
+const std::vector<InstructionSet>& instruction_sets() {
+  static const std::vector<InstructionSet> sets = {
+#if defined(VSS_HAS_BASELINE)
+      VSS_INSTRUCTION_SET(baseline, true),
+#endif
+#if defined(VSS_HAS_AVX2)
+      VSS_INSTRUCTION_SET(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                                    __builtin_cpu_supports("f16c")),
+#endif
+#if defined(VSS_HAS_AVX512)
+      VSS_INSTRUCTION_SET(
+          avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("f16c")),
+#endif
+#if defined(VSS_HAS_RACE_CHECK)
+      {"race_check", true,
+       [](torch::Library& library) { VSS_EVERY_OPERATOR(VSS_IMPLEMENT, race_check) }},
+#endif
+  };
+  return sets;
+}
+
+const InstructionSet* chosen() {
+  const char* variable = std::getenv("VSS_KERNELS_ISA");
+  const std::string_view wanted = variable == nullptr ? "" : variable;
+  const InstructionSet* best = nullptr;
+  for (const InstructionSet& set : instruction_sets()) {
+    if (!set.runs_here) continue;
+    best = &set;
+    if (wanted == set.name) break;
+  }
+  return best;
+}
+
+std::vector<std::string> runnable() {
+  std::vector<std::string> names;
+  for (const InstructionSet& set : instruction_sets())
+    if (set.runs_here) names.emplace_back(set.name);
+  return names;
+}
+
+pybind11::dict build_info() {
+  pybind11::dict info;
+  info["torch"] = TORCH_VERSION;
+  info["compiler"] = __VERSION__;
+  info["flags"] = VSS_BUILD_FLAGS;
+  info["cuda"] = std::string(VSS_BUILD_CUDA);
+  info["cuda_arch_list"] = VSS_BUILD_ARCH_LIST;
+#if defined(_OPENMP)
+  info["openmp"] = _OPENMP;
+#else
+  info["openmp"] = 0;
+#endif
+  info["threads"] = at::get_num_threads();
+  info["isa"] = chosen() == nullptr ? "" : chosen()->name;
+  info["isas"] = runnable();
+  return info;
+}
+
+}  // namespace
 
 TORCH_LIBRARY(vss_kernels, m) {
   m.def("focal_pool(Tensor x, Tensor weight, Tensor bias, SymInt[] cells) -> Tensor");
@@ -12,7 +135,8 @@ TORCH_LIBRARY(vss_kernels, m) {
       "focal_attend(Tensor query, Tensor key_value, Tensor bias, Tensor table) "
       "-> (Tensor out, Tensor log_sum_exp)");
   m.def(
-      "focal_attend_backward(Tensor grad, Tensor query, Tensor key_value, Tensor bias, Tensor table, "
+      "focal_attend_backward(Tensor grad, Tensor query, Tensor key_value, Tensor bias, Tensor "
+      "table, "
       "Tensor log_sum_exp) -> (Tensor grad_query, Tensor grad_key_value, Tensor grad_bias)");
   // `parameters` packs weight, bias, norm weight and norm bias of every layer; `layers` holds the
   // lengths of the five chains, then (kernel, channels in, channels out) of every layer.
@@ -36,4 +160,18 @@ TORCH_LIBRARY(vss_kernels, m) {
   m.def("fuse_pyramid(Tensor[] levels) -> Tensor");
   // Gradients of the levels whose rows and columns `sizes` lists one after the other.
   m.def("fuse_pyramid_backward(Tensor grad, SymInt[] sizes) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(vss_kernels, CPU, library) {
+  if (chosen() != nullptr) chosen()->implement(library);
+}
+
+#if defined(VSS_HAS_CUDA)
+TORCH_LIBRARY_IMPL(vss_kernels, CUDA, library){VSS_EVERY_OPERATOR(VSS_IMPLEMENT, cuda)}
+#endif
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native operators of vss_kernels.";
+  m.def("build_info", &build_info,
+        "Versions, CUDA architectures, flags and OpenMP of this build, and its instruction sets.");
 }

@@ -1,4 +1,4 @@
-"""The native kernels' exponential function against double precision."""
+"""The native kernels' exponential function against double precision, on each instruction set."""
 
 from __future__ import annotations
 
@@ -10,21 +10,36 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.cpp_extension import include_paths
+
+from vss_kernels._runtime import native
 
 
-@pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler"
-)
-def test_exponential_is_exact_to_two_units_in_the_last_place(tmp_path):
-    headers = Path(__file__).parents[1] / "csrc" / "common"
+ISAS = native.build_info().get("isas", ["baseline"])
+COMPILER = os.environ.get("CXX", "c++")
+
+
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("isa", ISAS)
+def test_exponential_is_exact_to_two_units_in_the_last_place(tmp_path, isa):
+    csrc = Path(__file__).parents[1] / "csrc"
     source, library = tmp_path / "exponential.cpp", tmp_path / "exponential.so"
     source.write_text(
-        '#include "exponential.h"\n'
+        f"#define VSS_{isa.upper()}\n"
+        '#include "machine/standard.h"\n'
+        '#include "machine/target.h"\n'
+        '#include "machine/block.h"\n'
+        '#include "math/exponential.h"\n'
         'extern "C" void run(const float* x, float* y, long n) {\n'
-        "  for (long i = 0; i < n; ++i) y[i] = vss::exponential(x[i]);\n}\n"
+        "  for (long i = 0; i < n; i += vss::kLanes) {\n"
+        "    const int count = static_cast<int>(std::min<long>(n - i, vss::kLanes));\n"
+        "    vss::store(y + i, vss::exponential(vss::load(x + i, count)), count);\n"
+        "  }\n}\n"
+        '#include "machine/end.h"\n'
     )
-    compiler = [os.environ.get("CXX", "c++"), "-std=c++20", "-O3", "-shared", "-fPIC"]
-    subprocess.run([*compiler, f"-I{headers}", source, "-o", library], check=True)
+    includes = [f"-I{path}" for path in (csrc, *include_paths())]
+    command = [COMPILER, "-std=c++20", "-O3", "-shared", "-fPIC", *includes]
+    subprocess.run([*command, source, "-o", library], check=True)
     run = ctypes.CDLL(str(library)).run
 
     def exponential(x):

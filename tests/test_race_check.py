@@ -8,10 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).parent.parent
 COMPILER = os.environ.get("CXX", "c++")
-FLAGS = ["-std=c++20", "-O1", "-pthread", "-fsanitize=thread", "-DVSS_THREADED_BLOCK"]
+FLAGS = ["-std=c++20", "-O1", "-pthread", "-fsanitize=thread", "-DVSS_RACE_CHECK"]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,8 @@ def programs(tmp_path_factory):
     if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
         pytest.skip(f"{COMPILER!r} has no ThreadSanitizer")
     source, executable = ROOT / "tests/race_check/programs.cpp", folder / "programs"
-    command = [COMPILER, *FLAGS, f"-I{ROOT / 'csrc'}", str(source), "-o", str(executable)]
+    includes = [f"-I{path}" for path in (ROOT / "csrc", *include_paths())]
+    command = [COMPILER, *FLAGS, *includes, str(source), "-o", str(executable)]
     subprocess.run(command, check=True)
     return executable
 

@@ -1,11 +1,12 @@
 // Block programs with and without mistakes, to see that the race check finds them.
-#include <cstring>
-
-#include "common/launch.h"
+#include "machine/standard.h"
+#include "machine/target.h"
+#include "machine/block.h"
+#include "machine/race_check.h"
 
 namespace {
 
-using vss::GpuBlock;
+using vss::Block;
 
 constexpr int kThreads = 64;
 
@@ -13,7 +14,7 @@ constexpr int kThreads = 64;
 template <bool kSync>
 struct Reverse {
   float* result;
-  VSS_DEVICE void operator()(const GpuBlock& block, int64_t) const {
+  VSS_DEVICE void operator()(const Block& block, int64_t) const {
     float* values = block.scratch();
     block.for_each(kThreads, [&](int64_t i) { values[i] = static_cast<float>(i); });
     if constexpr (kSync) block.sync();
@@ -25,14 +26,14 @@ struct Reverse {
 // Two blocks write the same result.
 struct Collide {
   float* result;
-  VSS_DEVICE void operator()(const GpuBlock& block, int64_t) const {
+  VSS_DEVICE void operator()(const Block& block, int64_t) const {
     block.for_each(1, [&](int64_t i) { result[i] = 1.0f; });
   }
 };
 
 // Half of the block waits for all of it.
 struct Diverge {
-  VSS_DEVICE void operator()(const GpuBlock& block, int64_t) const {
+  VSS_DEVICE void operator()(const Block& block, int64_t) const {
     if (block.rank() < kThreads / 2) block.sync();
     block.for_each(1, [](int64_t) {});
     if (block.rank() >= kThreads / 2) block.sync();
@@ -40,7 +41,7 @@ struct Diverge {
 };
 
 struct Overrun {
-  VSS_DEVICE void operator()(const GpuBlock& block, int64_t) const {
+  VSS_DEVICE void operator()(const Block& block, int64_t) const {
     block.for_each(kThreads, [&](int64_t i) { block.scratch()[i] = 0.0f; });
   }
 };
@@ -48,7 +49,7 @@ struct Overrun {
 // Memory that nobody wrote is NaN, and so is what is computed from it.
 struct Forget {
   float* result;
-  VSS_DEVICE void operator()(const GpuBlock& block, int64_t) const {
+  VSS_DEVICE void operator()(const Block& block, int64_t) const {
     const float sum = block.sum(1, [&](int64_t i) { return block.scratch()[i]; });
     block.for_each(1, [&](int64_t i) { result[i] = sum; });
   }
@@ -56,7 +57,11 @@ struct Forget {
 
 template <typename F>
 void run(int64_t blocks, int64_t scratch_floats, const F& f) {
-  vss::launch_each<kThreads>("race check", blocks, kThreads, scratch_floats, f);
+  vss::run_blocks<kThreads>({.op = "race check",
+                             .blocks = blocks,
+                             .threads = kThreads,
+                             .scratch_floats = scratch_floats},
+                            f);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,9 @@ OPERATORS = (
     "upsample_cross_entropy",
 )
 """The operators that the extension must register, as in ``csrc/library.cpp``, without backwards."""
+
+ISAS = ("baseline", "avx2", "avx512")
+"""The instruction sets that CPU kernels are compiled for, slowest first; see ``VSS_KERNELS_ISA``."""
 
 _REBUILD = "rebuild it: pip install --no-build-isolation --force-reinstall --no-deps ."
 _extension: ModuleType | None = None
@@ -60,6 +64,27 @@ def _load() -> tuple[ModuleType | None, str | None]:
     return extension, None
 
 
+def _wanted_isa() -> str:
+    """Reads ``VSS_KERNELS_ISA``.
+
+    Raises:
+        ValueError: It names no instruction set.
+    """
+    wanted = os.environ.get("VSS_KERNELS_ISA", "")
+    if wanted and wanted not in ISAS:
+        raise ValueError(f"VSS_KERNELS_ISA must be one of {', '.join(ISAS)}, got {wanted!r}")
+    return wanted
+
+
+def _check_isa(extension: ModuleType, wanted: str) -> None:
+    """Refuses an instruction set that this machine, or this build, does not have."""
+    info = extension.build_info()
+    if wanted and wanted != info["isa"]:
+        raise ValueError(
+            f"VSS_KERNELS_ISA={wanted}, but this build can run {', '.join(info['isas'])} on this CPU"
+        )
+
+
 def problem() -> str | None:
     """Returns ``None`` when the extension is loaded, else why it is not."""
     return _problem
@@ -68,6 +93,7 @@ def problem() -> str | None:
 def build_info() -> dict[str, Any]:
     """Returns how the extension was built: versions, CUDA architectures, flags, OpenMP.
 
+    Also which instruction set its CPU kernels use, ``isa``, of those that can run here, ``isas``.
     Empty when the extension was not built.
     """
     info = _recorded_build()
@@ -92,5 +118,8 @@ def refuses(tensor: torch.Tensor) -> str | None:
     return None
 
 
+_wanted = _wanted_isa()
 _extension, _problem = _load()
+if _extension is not None:
+    _check_isa(_extension, _wanted)
 _HAS_CUDA = has_cuda()

@@ -20,7 +20,7 @@ from vss_kernels._runtime.resize import ALIGN_CORNERS_REFUSED
 from vss_kernels.fuse_pyramid import eager
 
 MAX_LEVELS = 8
-"""As ``kMaxLevels`` in ``csrc/pyramid/pyramid.h``."""
+"""As ``kMaxLevels`` in ``csrc/fuse_pyramid/kernel.h``."""
 
 # The backward kernel tabulates the taps of a whole row and column in shared memory.
 _MAX_SIDES = 8192

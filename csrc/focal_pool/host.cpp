@@ -1,0 +1,146 @@
+// focal_pool on every machine: checks, geometry and launches of the kernels in kernel.h.
+#include "../machine/machine.h"
+
+#include "kernel.h"
+
+namespace vss::inline VSS_MACHINE::focal_pool {
+namespace {
+
+// Kernels read adjacent channels; any other layout of the map is copied once.
+at::Tensor with_adjacent_channels(const at::Tensor& x) {
+  return x.stride(3) == 1 || x.size(3) <= 1 ? x : x.contiguous();
+}
+
+// Floats of scratch that hold any patch: a sub-window covers side * scale source positions and
+// reads one more on either end.
+int64_t patch_capacity(const PoolGeometry& g) {
+  const auto length = [&](const Resize& resize) {
+    return static_cast<int64_t>(std::ceil(g.side * resize.scale)) + 3;
+  };
+  return length(g.vertical) * length(g.horizontal);
+}
+
+// Floats of scratch that hold a coefficient for each pixel of a strip and each cell that may read
+// the strip: see Resize::reader_begin and reader_end.
+int64_t strip_capacity(const PoolGeometry& g) {
+  const auto cells = [&](const Resize& resize, int64_t positions) {
+    return static_cast<int64_t>(std::ceil((positions + 1) / resize.scale) + 6) / g.side + 3;
+  };
+  return g.strip * cells(g.vertical, 1) * cells(g.horizontal, g.strip);
+}
+
+// Pixels of a strip. On a GPU sixteen neighbours are read by few cells, and have coefficients and
+// sums enough for all threads of a block; fewer where a map is enlarged many times: the scratch
+// stays small, and a pixel has work enough.
+void set_strip(PoolGeometry& g) {
+  constexpr int64_t kMostScratch = 4096;
+  g.strip = kGpu ? 16 : 1;
+  while (g.strip > 1 && strip_capacity(g) > kMostScratch) g.strip /= 2;
+  g.strips_in_row = cdiv(g.horizontal.size, g.strip);
+}
+
+PoolGeometry pool_geometry(const at::Tensor& x, const at::Tensor& weight, int64_t rows,
+                           int64_t columns) {
+  check_dims("focal_pool", "weight", weight, 1);
+  check_like("focal_pool", "weight", weight, "x", x);
+  const int64_t side = std::lround(std::sqrt(static_cast<double>(weight.numel())));
+  TORCH_CHECK_VALUE(side > 0 && side * side == weight.numel(),
+                    "focal_pool: weight must hold g*g values, got ", weight.numel());
+  TORCH_CHECK_VALUE(rows > 0 && columns > 0, "focal_pool: cells must be positive, got (", rows,
+                    ", ", columns, ")");
+  TORCH_CHECK_VALUE(x.size(1) > 0 && x.size(2) > 0,
+                    "focal_pool: x must have at least one row and one column, got ", x.sizes());
+  PoolGeometry g;
+  g.batch = x.size(0);
+  g.channels = x.size(3);
+  g.rows = rows;
+  g.columns = columns;
+  g.side = side;
+  g.vertical = Resize(x.size(1), rows * side);
+  g.horizontal = Resize(x.size(2), columns * side);
+  g.x_batch = x.stride(0);
+  g.x_row = x.stride(1);
+  g.x_column = x.stride(2);
+  set_strip(g);
+  return g;
+}
+
+// A block has one channel a thread where its size allows; a few more threads than that for the
+// scratch.
+template <typename F>
+void launch(const char* op, const PoolGeometry& g, int64_t blocks, int64_t scratch_floats,
+            const F& f) {
+  constexpr int kThreads = 256;
+  constexpr int64_t kGrain = 8;
+  run_blocks<kThreads>({.op = op,
+                        .blocks = blocks,
+                        .grain = kGrain,
+                        .threads = std::max<int64_t>(g.channels, 64),
+                        .scratch_floats = scratch_floats},
+                       f);
+}
+
+at::Tensor pool(const at::Tensor& x_any, const at::Tensor& weight_any, const at::Tensor& bias,
+                at::IntArrayRef cells) {
+  const c10::DeviceGuard guard(x_any.device());
+  TORCH_CHECK_VALUE(cells.size() == 2, "focal_pool: cells must be (rows, columns)");
+  check_dims("focal_pool", "x", x_any, 4);
+  check_dims("focal_pool", "bias", bias, 0);
+  check_like("focal_pool", "bias", bias, "x", x_any);
+  const at::Tensor x = with_adjacent_channels(x_any), weight = weight_any.contiguous();
+  const PoolGeometry g = pool_geometry(x, weight, cells[0], cells[1]);
+  at::Tensor out = at::empty({g.batch, g.rows, g.columns, g.channels}, x.options());
+  if (out.numel() == 0) return out;
+  check_scratch("focal_pool_backward", strip_capacity(g));
+  VSS_DISPATCH_FLOATING(out.scalar_type(), "focal_pool", [&] {
+    launch("focal_pool", g, g.cells(), patch_capacity(g),
+           PoolCell<scalar_t>{g, x.const_data_ptr<scalar_t>(), weight.const_data_ptr<scalar_t>(),
+                              bias.const_data_ptr<scalar_t>(), out.mutable_data_ptr<scalar_t>()});
+  });
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> pool_backward(const at::Tensor& grad_any,
+                                                             const at::Tensor& x_any,
+                                                             const at::Tensor& weight_any,
+                                                             std::array<bool, 3> needs) {
+  constexpr const char* op = "focal_pool_backward";
+  const c10::DeviceGuard guard(x_any.device());
+  check_dims(op, "grad", grad_any, 4);
+  check_dims(op, "x", x_any, 4);
+  check_like(op, "grad", grad_any, "x", x_any);
+  const at::Tensor grad = grad_any.contiguous(), x = with_adjacent_channels(x_any),
+                   weight = weight_any.contiguous();
+  const PoolGeometry g = pool_geometry(x, weight, grad.size(1), grad.size(2));
+  TORCH_CHECK_VALUE(grad.size(0) == g.batch && grad.size(3) == g.channels, op,
+                    ": grad must match x, got ", grad.sizes());
+  const int64_t taps = g.side * g.side;
+  const at::TensorOptions options = x.options();
+  const at::Tensor grad_x = needs[0] ? at::empty(x.sizes(), options) : at::empty({0}, options);
+  const at::Tensor parts =
+      at::empty({needs[1] || needs[2] ? g.cells() : 0, taps + 1}, options.dtype(at::kFloat));
+  VSS_DISPATCH_FLOATING(x.scalar_type(), op, [&] {
+    const auto* incoming = grad.const_data_ptr<scalar_t>();
+    if (grad_x.numel() > 0) {
+      launch(op, g, g.strips(), strip_capacity(g),
+             PoolStripBackward<scalar_t>{g, incoming, weight.const_data_ptr<scalar_t>(),
+                                         grad_x.mutable_data_ptr<scalar_t>()});
+    }
+    if (parts.numel() > 0) {
+      launch(op, g, g.cells(), patch_capacity(g),
+             PoolWeightBackward<scalar_t>{g, incoming, x.const_data_ptr<scalar_t>(),
+                                          parts.mutable_data_ptr<float>()});
+    }
+  });
+  const at::Tensor sums = parts.sum(0).to(x.scalar_type());
+  return {grad_x, sums.narrow(0, 0, taps).clone(), sums.select(0, taps).clone()};
+}
+
+}  // namespace
+
+void implement(torch::Library& m) {
+  m.impl("focal_pool", TORCH_FN(pool));
+  m.impl("focal_pool_backward", TORCH_FN(pool_backward));
+}
+
+}  // namespace vss::inline VSS_MACHINE::focal_pool

@@ -1,0 +1,130 @@
+// What the kernels that resize maps stand on: where the maps lie, how output rows are grouped, and
+// a source row resized horizontally for kLanes neighbouring output columns.
+//
+// A work item takes output rows that read the same source rows. So a source value is fetched and
+// resized horizontally once for several output rows, and the vertical resize is what remains for
+// each.
+#pragma once
+
+#include "resize.h"
+#include "simd.h"
+
+namespace vss::inline VSS_MACHINE {
+
+// Strides in elements.
+struct Strides {
+  int64_t batch, channel, row, column;
+};
+
+// The output rows whose first source row, `first_source(row)`, is `index`. `guess` is any row at or
+// before the first of them.
+template <typename F>
+VSS_DEVICE Range group_rows(int64_t index, int64_t rows, int64_t guess, const F& first_source) {
+  int64_t begin = guess;
+  while (begin < rows && first_source(begin) < index) ++begin;
+  int64_t end = begin;
+  while (end < rows && first_source(end) == index) ++end;
+  return {begin, end};
+}
+
+// The source positions of kLanes neighbouring output columns, as offsets within a row. They fit 32
+// bits: hosts copy maps of wilder strides.
+struct SourceColumns {
+  static constexpr int kStored = 3 * kLanes;  // floats of a table entry
+
+  Ints first, second;
+  Floats weight;  // of the second
+
+  // Lanes from `end` on repeat the column before it; what they compute is not used.
+  VSS_DEVICE SourceColumns(const Resize& horizontal, int64_t begin, int64_t end, int64_t stride) {
+    for (int i = 0; i < kLanes; ++i) {
+      const Tap tap = horizontal.tap(begin + i < end ? begin + i : end - 1);
+      set_lane(first, i, static_cast<int32_t>(tap.first * stride));
+      set_lane(second, i, static_cast<int32_t>(tap.second * stride));
+      set_lane(weight, i, tap.weight);
+    }
+  }
+
+  // The same, kept in kStored floats of scratch.
+  VSS_DEVICE explicit SourceColumns(const float* table)
+      : first(__builtin_bit_cast(Ints, load(table))),
+        second(__builtin_bit_cast(Ints, load(table + kLanes))),
+        weight(load(table + 2 * kLanes)) {}
+  VSS_DEVICE void save(float* table) const {
+    store(table, __builtin_bit_cast(Floats, first));
+    store(table + kLanes, __builtin_bit_cast(Floats, second));
+    store(table + 2 * kLanes, weight);
+  }
+
+  // One source row, resized horizontally.
+  template <typename T>
+  VSS_DEVICE Floats read(const T* row) const {
+    return (1.0f - weight) * gather(row, first) + weight * gather(row, second);
+  }
+  template <typename T>
+  VSS_DEVICE float read(const T* row, int i) const {
+    const float second_weight = lane(weight, i);
+    return (1.0f - second_weight) * static_cast<float>(row[lane(first, i)]) +
+           second_weight * static_cast<float>(row[lane(second, i)]);
+  }
+};
+
+// The same for a row of adjacent columns. On a CPU fetching lane by lane costs more than all else:
+// a map is no larger than the output, so the lanes read a window of few source columns, which is
+// loaded at once and permuted.
+class SourceWindow {
+ public:
+  // `size` is the number of source columns.
+  VSS_DEVICE SourceWindow(const SourceColumns& columns, int64_t size) : columns_(columns) {
+    if constexpr (kGpu) return;
+    width_ = size < kLanes ? static_cast<int>(size) : kLanes;
+    const int32_t last = static_cast<int32_t>(size) - width_;
+    const int32_t first = lane(columns.first, 0);
+    begin_ = first < last ? first : last;
+    fits_ = lane(columns.second, kLanes - 1) - begin_ < kLanes;
+  }
+
+  template <typename T>
+  VSS_DEVICE Floats read(const T* row) const {
+#if VSS_GPU_CODE
+    return columns_.read(row);
+#else
+    if (!fits_) return columns_.read(row);  // nearly as many columns as the output has
+    const Floats window = load(row + begin_, width_);
+    const Floats weight = columns_.weight;
+    return (1.0f - weight) * permute(window, columns_.first - begin_) +
+           weight * permute(window, columns_.second - begin_);
+#endif
+  }
+
+ private:
+  SourceColumns columns_;
+  int32_t begin_ = 0;
+  int width_ = 0;
+  bool fits_ = false;
+};
+
+// From here on for the hosts.
+
+inline Strides strides_of(const at::Tensor& map) {
+  return {map.stride(0), map.stride(1), map.stride(2), map.stride(3)};
+}
+
+// Kernels index a row of logits with 32 bits; a layout with longer steps is copied once.
+inline at::Tensor checked_logits(const char* op, const at::Tensor& logits) {
+  check_dims(op, "logits", logits, 4);
+  TORCH_CHECK_VALUE(logits.size(1) > 0 && logits.size(2) > 0 && logits.size(3) > 0, op,
+                    ": logits must have at least one class, row and column, got ", logits.sizes());
+  TORCH_CHECK_VALUE(logits.size(1) <= std::numeric_limits<int>::max() / 2, op,
+                    ": too many classes, ", logits.size(1));
+  const bool narrow = logits.size(3) * logits.stride(3) <= std::numeric_limits<int32_t>::max();
+  return narrow ? logits : logits.contiguous();
+}
+
+// The width of equal tiles, none wider than `limit`, in whole lanes.
+inline int64_t tile_width(int64_t columns, int64_t limit, int64_t lanes) {
+  const int64_t tiles = cdiv(columns, limit);
+  return cdiv(cdiv(columns, tiles), lanes) * lanes;
+}
+
+}  // namespace vss::inline VSS_MACHINE

@@ -1,0 +1,242 @@
+// upsample_cross_entropy on every machine: checks, geometry and launches of the kernels in kernel.h
+// and backward.h.
+#include "../machine/machine.h"
+
+#include "backward.h"
+#include "kernel.h"
+
+namespace vss::inline VSS_MACHINE::upsample_cross_entropy {
+namespace {
+
+constexpr int kForwardThreads = 192;   // at most; 480 columns make three even tiles
+constexpr int kBackwardThreads = 128;  // at most, and how many label columns a tile may reach
+constexpr int kReduceThreads = 1024;
+
+LabelType label_type(const at::Tensor& labels) {
+  switch (labels.scalar_type()) {
+    case at::kByte: return LabelType::kUInt8;
+    case at::kShort: return LabelType::kInt16;
+    case at::kInt: return LabelType::kInt32;
+    case at::kLong: return LabelType::kInt64;
+    default:
+      TORCH_CHECK_TYPE(false,
+                       "upsample_cross_entropy: labels must be uint8, int16, int32 or int64, got ",
+                       labels.scalar_type());
+  }
+}
+
+Reduction parse_reduction(std::string_view name) {
+  if (name == "mean_all") return Reduction::kMeanAll;
+  if (name == "mean") return Reduction::kMean;
+  if (name == "sum") return Reduction::kSum;
+  TORCH_CHECK_VALUE(name == "none",
+                    "upsample_cross_entropy: reduction must be mean_all, mean, sum or none, got ",
+                    name);
+  return Reduction::kNone;
+}
+
+Strides pixel_strides(const at::Tensor& pixels) {
+  return {pixels.stride(0), 0, pixels.stride(1), pixels.stride(2)};
+}
+
+// The checked tensors, kept alive while a kernel reads them.
+struct LossInputs {
+  at::Tensor logits, labels, class_weights, weight_total;
+  LossGeometry geometry;
+};
+
+LossInputs loss_inputs(const at::Tensor& logits, const at::Tensor& labels,
+                       const std::optional<at::Tensor>& class_weights, int64_t ignore_index,
+                       double smoothing) {
+  constexpr const char* kOp = "upsample_cross_entropy";
+  check_dims(kOp, "labels", labels, 3);
+  LossInputs in;
+  in.logits = checked_logits(kOp, logits);
+  in.labels = labels;
+  TORCH_CHECK_VALUE(labels.device() == logits.device(), kOp, ": labels are on ", labels.device(),
+                    " but logits are on ", logits.device());
+  TORCH_CHECK_VALUE(labels.size(0) == logits.size(0) && labels.size(1) > 0 && labels.size(2) > 0,
+                    kOp, ": labels must have shape (N, H, W) with the N of the logits, ",
+                    logits.size(0), ", and at least one row and column, got ", labels.sizes());
+  LossGeometry& g = in.geometry;
+  g.batch = logits.size(0);
+  g.classes = static_cast<int>(logits.size(1));
+  g.vertical = Resize(logits.size(2), labels.size(1));
+  g.horizontal = Resize(logits.size(3), labels.size(2));
+  g.strides = strides_of(in.logits);
+  g.labels = {labels.const_data_ptr(), label_type(labels), pixel_strides(labels), ignore_index,
+              g.classes};
+  g.smoothing = static_cast<float>(smoothing);
+  g.class_weights = g.weight_total = nullptr;
+  if (class_weights.has_value()) {
+    check_dims(kOp, "class_weights", *class_weights, 1);
+    TORCH_CHECK_VALUE(
+        class_weights->size(0) == g.classes && class_weights->scalar_type() == at::kFloat &&
+            class_weights->device() == logits.device(),
+        kOp, ": class_weights must be ", g.classes, " float32 values on ", logits.device());
+    in.class_weights = class_weights->contiguous();
+    g.class_weights = in.class_weights.const_data_ptr<float>();
+    if (smoothing > 0) {
+      in.weight_total = in.class_weights.sum();
+      g.weight_total = in.weight_total.const_data_ptr<float>();
+    }
+  }
+  g.tile = kGpu ? tile_width(labels.size(2), kForwardThreads, 32) : labels.size(2);
+  return in;
+}
+
+struct LossResults {
+  at::Tensor loss;      // () or, without reduction, (N, H, W)
+  at::Tensor log_sums;  // (N, H, W)
+  at::Tensor scale;     // (): what a pixel's loss counts in the reduced one
+  at::Tensor parts;     // (blocks, 2): sums of the losses and weights of each tile; or no rows
+
+  float* losses() const { return loss.dim() == 3 ? loss.mutable_data_ptr<float>() : nullptr; }
+  float* tile_sums() const { return loss.dim() == 3 ? nullptr : parts.mutable_data_ptr<float>(); }
+};
+
+LossResults loss_results(const LossInputs& in, Reduction reduction) {
+  const at::TensorOptions options = in.logits.options().dtype(at::kFloat);
+  const bool reduced = reduction != Reduction::kNone;
+  LossResults results;
+  results.log_sums = at::empty(in.labels.sizes(), options);
+  results.loss = reduced ? at::empty({}, options) : at::empty(in.labels.sizes(), options);
+  results.scale = reduced ? at::empty({}, options) : at::full({}, 1.0, options);
+  results.parts = at::empty({reduced ? in.geometry.blocks() : 0, 2}, options);
+  return results;
+}
+
+// Sets the tiles of the backward pass: at most `limit` label columns a block, and about
+// `wanted_blocks` blocks as long as their bands are not so low that the row above costs much.
+void set_tiles(LossBackwardGeometry& g, int64_t limit, int64_t wanted_blocks) {
+  constexpr int64_t kLowestBand = 8;
+  // A kernel may fuse multiplications and additions where this function does not. A source position
+  // that an output position falls on exactly may then gain a reader on either side.
+  constexpr int64_t kRounding = 2;
+  const Resize& horizontal = g.loss.horizontal;
+  g.fan_out = 0;
+  for (int64_t x = 0; x < horizontal.size; ++x)
+    g.fan_out = std::max(g.fan_out, positions_reading(horizontal, x, x).size() + kRounding);
+  const auto reach_of = [&](int64_t tile) {
+    int64_t reach = 0;
+    for (int64_t x = 0; x < horizontal.size; x += tile)
+      reach = std::max(
+          reach, positions_reading(horizontal, x, std::min(x + tile, horizontal.size) - 1).size());
+    return whole_lanes(reach + kRounding);
+  };
+  g.tile = horizontal.size;
+  for (int64_t tiles = 1; g.tile > 1 && reach_of(g.tile) > limit;)
+    g.tile = cdiv(horizontal.size, ++tiles);
+  g.reach = reach_of(g.tile);
+
+  const int64_t rows = g.loss.vertical.size;
+  g.band = rows;
+  const int64_t bands = cdiv(wanted_blocks, std::max<int64_t>(g.blocks(), 1));
+  g.band = std::max(cdiv(rows, bands), std::min(kLowestBand, rows));
+}
+
+struct LossBackwardInputs {
+  LossInputs loss;
+  at::Tensor grad_logits;
+  LossBackwardGeometry geometry;
+};
+
+LossBackwardInputs loss_backward_inputs(const at::Tensor& grad, const at::Tensor& scale,
+                                        const at::Tensor& log_sums, const at::Tensor& logits,
+                                        const at::Tensor& labels,
+                                        const std::optional<at::Tensor>& class_weights,
+                                        int64_t ignore_index, double smoothing) {
+  constexpr const char* kOp = "upsample_cross_entropy_backward";
+  check_like(kOp, "grad", grad, "log_sums", log_sums);
+  check_like(kOp, "scale", scale, "log_sums", log_sums);
+  TORCH_CHECK_TYPE(log_sums.scalar_type() == at::kFloat, kOp, ": log_sums must be float32, got ",
+                   log_sums.scalar_type());
+  TORCH_CHECK_VALUE(log_sums.sizes() == labels.sizes() && log_sums.is_contiguous() &&
+                        log_sums.device() == logits.device(),
+                    kOp, ": log_sums must be those of the labels");
+  check_dims(kOp, "scale", scale, 0);
+  TORCH_CHECK_VALUE(grad.dim() == 0 || grad.sizes() == labels.sizes(), kOp,
+                    ": grad must be a scalar or match the labels, got ", grad.sizes());
+  LossBackwardInputs in;
+  in.loss = loss_inputs(logits, labels, class_weights, ignore_index, smoothing);
+  in.grad_logits = at::empty(logits.sizes(), logits.options());
+  LossBackwardGeometry& g = in.geometry;
+  g.loss = in.loss.geometry;
+  g.grad_strides = grad.dim() == 0 ? Strides{0, 0, 0, 0} : pixel_strides(grad);
+  g.grad = grad.const_data_ptr<float>();
+  g.scale = scale.const_data_ptr<float>();
+  g.log_sums = log_sums.const_data_ptr<float>();
+  return in;
+}
+
+void set_tiles(LossBackwardGeometry& g) {
+  if constexpr (kGpu) {
+    constexpr int64_t kBlocks = 4096;  // several waves on the largest GPUs
+    set_tiles(g, kBackwardThreads, kBlocks);
+  } else {
+    constexpr int64_t kTileColumns = 2048;  // two sums of each class: 128 KiB
+    constexpr int64_t kBlocksPerThread = 4;
+    set_tiles(g, kTileColumns, kBlocksPerThread * at::get_num_threads());
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy(
+    const at::Tensor& logits, const at::Tensor& labels,
+    const std::optional<at::Tensor>& class_weights, int64_t ignore_index,
+    std::string_view reduction_name, double smoothing) {
+  constexpr const char* op = "upsample_cross_entropy";
+  const c10::DeviceGuard guard(logits.device());
+  const Reduction reduction = parse_reduction(reduction_name);
+  const LossInputs in = loss_inputs(logits, labels, class_weights, ignore_index, smoothing);
+  const LossGeometry& g = in.geometry;
+  const LossResults results = loss_results(in, reduction);
+  if constexpr (kGpu) {
+    LossBackwardGeometry backward = {};
+    backward.loss = g;
+    set_tiles(backward);
+    check_scratch("upsample_cross_entropy_backward", backward.scratch_floats());
+  }
+  VSS_DISPATCH_FLOATING(logits.scalar_type(), op, [&] {
+    run_blocks<kForwardThreads>(
+        {.op = op, .blocks = g.blocks(), .threads = g.tile, .scratch_floats = 2 * g.tile},
+        LossTile<scalar_t>{g, in.logits.const_data_ptr<scalar_t>(), results.losses(),
+                           results.log_sums.mutable_data_ptr<float>(), results.tile_sums()});
+  });
+  if (reduction != Reduction::kNone) {
+    run_blocks<kReduceThreads>(
+        {.op = op, .blocks = 1, .threads = kReduceThreads},
+        ReduceLoss{reduction, labels.numel(), g.blocks(), results.tile_sums(),
+                   results.loss.mutable_data_ptr<float>(),
+                   results.scale.mutable_data_ptr<float>()});
+  }
+  return {results.loss, results.log_sums, results.scale};
+}
+
+at::Tensor cross_entropy_backward(const at::Tensor& grad, const at::Tensor& scale,
+                                  const at::Tensor& log_sums, const at::Tensor& logits,
+                                  const at::Tensor& labels,
+                                  const std::optional<at::Tensor>& class_weights,
+                                  int64_t ignore_index, double smoothing) {
+  constexpr const char* op = "upsample_cross_entropy_backward";
+  const c10::DeviceGuard guard(logits.device());
+  LossBackwardInputs in = loss_backward_inputs(grad, scale, log_sums, logits, labels, class_weights,
+                                               ignore_index, smoothing);
+  LossBackwardGeometry& g = in.geometry;
+  set_tiles(g);
+  VSS_DISPATCH_FLOATING(logits.scalar_type(), op, [&] {
+    run_blocks<kBackwardThreads>(
+        {.op = op, .blocks = g.blocks(), .threads = g.reach, .scratch_floats = g.scratch_floats()},
+        LossTileBackward<scalar_t>{g, in.loss.logits.const_data_ptr<scalar_t>(),
+                                   in.grad_logits.mutable_data_ptr<scalar_t>()});
+  });
+  return in.grad_logits;
+}
+
+}  // namespace
+
+void implement(torch::Library& m) {
+  m.impl("upsample_cross_entropy", TORCH_FN(cross_entropy));
+  m.impl("upsample_cross_entropy_backward", TORCH_FN(cross_entropy_backward));
+}
+
+}  // namespace vss::inline VSS_MACHINE::upsample_cross_entropy
