@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -171,21 +167,6 @@ def test_results_are_contiguous_repeatable_and_leave_nothing_unwritten(device):
         return (refined, *torch.autograd.grad(refined.square().sum(), leaves))
 
     assert_repeatable(run)
-
-
-@pytest.mark.parametrize("capability", ["avx2", "default"])
-def test_other_instruction_sets(capability):
-    # PyTorch reads this once, so the choice needs a process of its own.
-    tests = ["-k", "(as_accurate and b1) or nan_stays or single", __file__]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_threads_do_not_change_the_result():
