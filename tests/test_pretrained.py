@@ -23,6 +23,7 @@ from vss_models.checkpoints import (
     save_released,
 )
 from vss_models.cli import main
+from vss_models.heads.segformer import resize
 
 OWN_CLASSES = 5
 
@@ -134,10 +135,34 @@ def test_another_head_takes_what_both_have(
     if num_classes == NUM_CLASSES:
         common += ("head.classifier.",)
     expected = {key for key in float_keys(model) if key.startswith(common)}
+    for key in set(before) - expected:
+        if key.startswith(("head.value.", "head.decoders.", "head.target_classifier.")):
+            before[key] = model.state_dict()[key]  # they are set, see the test below
     assert loaded_keys(model, before, source) == expected
     assert len(report.missing) == len(
         [key for key in model.state_dict() if key not in source.state_dict()]
     )
+
+
+@pytest.mark.parametrize("name", ["mrcfa_b0", "cffm_b0"])
+def test_a_temporal_model_starts_with_its_per_frame_predictions(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_model(source := fresh("segformer_b0").eval(), tmp_path / "segformer.pt")
+    load_pretrained(model := fresh(name).eval(), tmp_path / "segformer.pt", verbose=False)
+    clip = torch.randn(2, 4, 3, 64, 96)
+    with torch.no_grad():
+        logits = model(clip)
+        fused = source.head.fusion(source.backbone(clip[:, -1].contiguous()))
+        per_frame = source.head.classifier(resize(fused, (8, 12)))
+        expected = resize(per_frame, (16, 24))
+        assert torch.allclose(logits, expected, rtol=0, atol=1e-5)
+        # What it takes from the references can be learned from there.
+        model.train()
+        target = model(clip).target
+    assert target.std() > 0.01
+    model(clip).target.square().mean().backward()
+    learning = model.head.value if name == "mrcfa_b0" else model.head.target_classifier
+    assert learning.weight.grad[:, -16:].abs().max() > 0
 
 
 @pytest.mark.parametrize(

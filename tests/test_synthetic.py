@@ -178,9 +178,9 @@ def test_every_disturbance_changes_the_picture_in_its_way(disturbance):
         assert picture.mean() > plain.mean()
         assert rows.max() > 5 * rows.min()
     else:
-        lost = np.abs(picture.mean(axis=2) - 128) < 15
-        share = (lost & (np.abs(plain.mean(axis=2) - 60) < 15)).sum() / (lost.size / 8)
-        assert 0.1 < share < 0.4
+        lost = picture.mean(axis=2) < 20
+        assert plain.mean(axis=2).min() > 20
+        assert 0.1 < lost.mean() < 0.4
 
 
 def test_noise_tiles():

@@ -27,7 +27,9 @@ def load_pretrained(
 
     The file may be of a model with other classes: classifiers that do not fit keep the model's
     fresh weights. It may also be of another head, such as a per-frame SegFormer's for MRCFA or
-    CFFM: encoder, fusion and per-frame classifier are loaded, what works across frames stays fresh.
+    CFFM: encoder, fusion and per-frame classifier are loaded, what works across frames is fresh,
+    and the model starts with the predictions of its per-frame head, taken at 1/8 (see
+    `SegFormerHead.start_as_per_frame`).
     Anything else that does not fit is refused, so that no weights are lost unnoticed.
 
     Args:
@@ -53,6 +55,8 @@ def load_pretrained(
     ours = {theirs: key for key, parts in names.items() for theirs in parts}
     _refuse_misfits(report, ours)
     copy_tensors(model, tensors)
+    if not _across_frames(tensors):
+        model.head.start_as_per_frame()
     if verbose:
         print(report)
         fresh = [ours[name] for name in (*report.missing, *(m.key for m in report.wrong_shape))]

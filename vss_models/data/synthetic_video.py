@@ -284,7 +284,7 @@ def film(colour: np.ndarray, disturbance: str, rng: np.random.Generator) -> np.n
         lost = colour.copy()
         rows, columns = int(height * rng.uniform(0.4, 0.6)), int(width * rng.uniform(0.4, 0.6))
         top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
-        lost[top : top + rows, left : left + columns] = 128
+        lost[top : top + rows, left : left + columns] = 0
         colour = lost
     grain = rng.standard_normal(colour.shape, dtype=np.float32) * np.float32(deviation)
     return np.clip(colour + grain, 0, 255).astype(np.uint8)

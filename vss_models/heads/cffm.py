@@ -82,6 +82,15 @@ class CFFMHead(SegFormerHead):
             return logits
         return ClipLogits(split_clips(self.classify(fused), num_clips), logits.unsqueeze(1))
 
+    @torch.no_grad()
+    def start_as_per_frame(self) -> None:
+        """See `SegFormerHead.start_as_per_frame`: refined features start without weight."""
+        embed_dim = self.classifier.in_channels
+        self.target_classifier.weight[:, :embed_dim] = self.classifier.weight
+        self.target_classifier.weight[:, embed_dim:] = 0.0
+        if self.target_classifier.bias is not None and self.classifier.bias is not None:
+            self.target_classifier.bias.copy_(self.classifier.bias)
+
     def encode_frame(self, features: Sequence[Tensor]) -> FrameState:
         """Computes the state of N frames: their fused features, at 1/4 and at 1/8."""
         fused = self.fusion(features)

@@ -114,6 +114,15 @@ class MRCFAHead(SegFormerHead):
         per_frame = split_clips(self.classify(fused), num_clips)
         return ClipLogits(per_frame, torch.stack([*per_reference, final], dim=1))
 
+    @torch.no_grad()
+    def start_as_per_frame(self) -> None:
+        """See `SegFormerHead.start_as_per_frame`: values start at zero."""
+        nn.init.zeros_(self.value.weight)
+        if self.value.bias is not None:
+            nn.init.zeros_(self.value.bias)
+        for decoder in self.decoders:
+            decoder.load_state_dict(self.classifier.state_dict())
+
     def encode_frame(self, features: Sequence[Tensor]) -> FrameState:
         """Computes the state of N frames from their four feature levels (N, C_i, H_i, W_i)."""
         fused = self.fusion(features)

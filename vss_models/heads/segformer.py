@@ -86,6 +86,13 @@ class SegFormerHead(nn.Module):
         per_frame = split_clips(self.classify(fused), num_clips)
         return ClipLogits(per_frame, per_frame[:, :0])
 
+    def start_as_per_frame(self) -> None:
+        """Sets weights so that the final prediction starts as that of the per-frame classifier.
+
+        Heads that look at several frames override this: what they take from the references starts
+        at zero, and every classifier as the per-frame one.
+        """
+
     def encode_frame(self, features: Sequence[Tensor]) -> FrameState:
         """Computes the state of N frames from their four feature levels (N, C_i, H_i, W_i)."""
         return FrameState(self.fusion(features), None, None)
