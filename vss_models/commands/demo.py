@@ -24,16 +24,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     defaults = DemoSettings()
     parser = argparse.ArgumentParser(
         prog="vss demo",
-        description="Make synthetic videos, train MRCFA and a per-frame SegFormer on them, "
-        "evaluate both on held-out videos, segment an mp4, and write a report.",
+        description="Make synthetic videos, train a per-frame SegFormer on them and from it MRCFA "
+        "and CFFM, compare them on held-out videos, segment an mp4, and write a report.",
     )
     parser.add_argument("--out", default="demo", help="folder for everything (default: demo)")
-    parser.add_argument("--steps", type=int, help="training steps of each model")
+    parser.add_argument(
+        "--first-steps",
+        type=int,
+        default=defaults.first_steps,
+        help=f"training steps of the common start (default: {defaults.first_steps})",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=defaults.steps,
+        help=f"training steps of each model from there (default: {defaults.steps})",
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of everything")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the folder of an earlier demonstration"
     )
     options = parser.parse_args(arguments)
-    settings = DemoSettings(steps=options.steps, seed=options.seed)
+    settings = DemoSettings(first_steps=options.first_steps, steps=options.steps, seed=options.seed)
     run_demo(options.out, settings, overwrite=options.overwrite)
     return 0

@@ -1,166 +1,171 @@
-"""What the demonstration found: a Markdown report, a contact sheet and a learning curve."""
+"""The demonstration's report in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vss_models.atomic import atomic_write
-from vss_models.data import ClassTable
+from vss_models.data.synthetic_video import UNDISTURBED
+from vss_models.demo.figures import KINDS, Figures, ModelResult
+from vss_models.demo.settings import DemoSettings
 from vss_models.training import EvaluationReport
-from vss_models.visualize import colour_labels, contact_sheet, write_png
 
-NAMES = {"mrcfa": "MRCFA", "segformer": "SegFormer (per frame)"}
-
-
-class Frame(NamedTuple):
-    """One held-out frame: image (H, W, 3), truth and prediction (H, W)."""
-
-    image: np.ndarray
-    truth: np.ndarray
-    predicted: np.ndarray
-
-
-@dataclass(frozen=True)
-class ModelResult:
-    """What one model did.
-
-    Attributes:
-        family: "mrcfa" or "segformer".
-        report: Figures on the held-out videos.
-        parameters: Number of parameters.
-        curve: (step, training loss) pairs.
-        frames: Frames for the contact sheet by (video, frame).
-        classes: Names and colours of the classes.
-    """
-
-    family: str
-    report: EvaluationReport
-    parameters: int
-    curve: list[tuple[int, float]]
-    frames: dict[tuple[str, str], Frame]
-    classes: ClassTable
-
-
-def learning_curve(run: Path) -> list[tuple[int, float]]:
-    """Reads (step, training loss) from a run's TensorBoard log."""
-    events = EventAccumulator(str(run)).Reload()
-    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+_FIGURES: dict[str, Callable[[EvaluationReport], float]] = {
+    "mIoU": lambda report: report.mean_iou,
+    "pixel accuracy": lambda report: report.pixel_accuracy,
+    "VC8 (corrected)": lambda report: report.video_consistency["VC8"]["corrected"],
+    "VC8 (published)": lambda report: report.video_consistency["VC8"]["published"],
+    "VC16 (corrected)": lambda report: report.video_consistency["VC16"]["corrected"],
+}
 
 
 def write_report(
-    out: Path, seed: int, results: Sequence[ModelResult], seconds: dict[str, float]
-) -> Path:
-    """Writes ``report.md``, ``contact_sheet.png`` and ``learning_curve.png`` into ``out``.
+    path: Path,
+    settings: DemoSettings,
+    start: Figures,
+    results: Sequence[ModelResult],
+    seconds: dict[str, float],
+) -> None:
+    """Writes and prints the report.
 
     Args:
-        out: Folder of the demonstration.
-        seed: Seed it ran with.
-        results: One per model, MRCFA first.
+        path: The Markdown file.
+        settings: What was made and trained.
+        start: Figures of the SegFormer that all models started from.
+        results: The models, the per-frame baseline first.
         seconds: Duration of each stage.
-
-    Returns:
-        The Markdown file.
     """
-    _write_sheet(out / "contact_sheet.png", results)
-    _write_curves(out / "learning_curve.png", results)
-    text = _markdown(seed, results, seconds)
-    with atomic_write(out / "report.md") as temporary:
+    text = _markdown(settings, start, results, seconds)
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    print(f"\n{text}\nReport: {out / 'report.md'}")
-    return out / "report.md"
+    print(f"\n{text}\nReport: {path}")
 
 
-def chance_iou(shares: Sequence[float]) -> float:
+def chance_iou(class_fractions: Sequence[float]) -> float:
     """Mean IoU of always naming the most frequent class, over the classes that occur."""
-    present = [share for share in shares if share > 0]
+    present = [fraction for fraction in class_fractions if fraction > 0]
     return max(present) / len(present)
 
 
-def _markdown(seed: int, results: Sequence[ModelResult], seconds: dict[str, float]) -> str:
-    chance = 100 * chance_iou(results[0].report.class_share)
-    figures = [name for name, _ in results[0].report.summary()]
-    rows = [dict(result.report.summary()) for result in results]
-    lines = [
-        "# Demonstration",
-        "",
-        f"Two small models trained on synthetic videos (seed {seed}) on "
-        f"{torch.get_num_threads()} CPU threads, and evaluated on "
-        f"{results[0].report.num_frames} frames of {results[0].report.num_videos} videos "
-        "they have never seen.",
-        "",
-        "| figure, % | " + " | ".join(NAMES[result.family] for result in results) + " |",
-        "|---|" + "---:|" * len(results),
-        *(
-            f"| {name} | " + " | ".join(f"{100 * row[name]:.1f}" for row in rows) + " |"
-            for name in figures
-        ),
-        "| parameters, millions | "
-        + " | ".join(f"{result.parameters / 1e6:.2f}" for result in results)
-        + " |",
-        "",
-        f"Always naming the most frequent class would give an mIoU of {chance:.1f}.",
-        "",
-        "Both models have the same encoder, were trained for the same number of steps with the "
-        "same recipe, and saw the same number of frames in every step (clips of four labelled "
-        "frames): " + _verdict(results),
-        "",
-        "![Frame, truth and predictions](contact_sheet.png)",
-        "",
-        "![Training loss](learning_curve.png)",
-        "",
-        "| stage | seconds |",
-        "|---|---:|",
-        *(f"| {name} | {duration:.0f} |" for name, duration in seconds.items()),
-        f"| all | {sum(seconds.values()):.0f} |",
-        "",
-        "The segmented video is `segmented/`, the trained models are `mrcfa/last.pt` and "
-        "`segformer/last.pt`; try `vss segment VIDEO --checkpoint mrcfa/last.pt --out FOLDER`.",
-        "",
-    ]
-    return "\n".join(lines)
+def comparison(results: Sequence[ModelResult]) -> str:
+    """Says which models did better than the baseline and than their own per-frame heads."""
+    baseline, *temporal = results
+    sentences = []
+    for result in temporal:
+        assert result.per_frame is not None
+        report, own = result.figures.report, result.per_frame.report
+        vc8 = _FIGURES["VC8 (corrected)"]
+        consistency = vc8(report) - vc8(baseline.figures.report)
+        sentences.append(
+            f"{result.name} ends {_points(report.mean_iou - baseline.figures.report.mean_iou)} of "
+            f"mIoU and {_points(consistency)} of consistency (VC8, corrected) against "
+            f"{baseline.name}, and {_points(report.mean_iou - own.mean_iou)} of mIoU against the "
+            "per-frame head of its own network."
+        )
+    return " ".join(sentences)
 
 
-def _verdict(results: Sequence[ModelResult]) -> str:
-    """Says which model did better, and that one small run proves little."""
-    first, second = results
-    gain = 100 * (first.report.mean_iou - second.report.mean_iou)
-    word = "above" if gain >= 0 else "below"
-    return (
-        f"{NAMES[first.family]} ended {abs(gain):.1f} points of mIoU {word} "
-        f"{NAMES[second.family]}. This is one short run with one seed on made-up videos: it shows "
-        "that the system works, not which method is better."
+def _markdown(
+    settings: DemoSettings,
+    start: Figures,
+    results: Sequence[ModelResult],
+    seconds: dict[str, float],
+) -> str:
+    report = results[0].figures.report
+    height, width = settings.size
+    columns: list[tuple[str, Figures]] = [("SegFormer, the common start", start)]
+    for result in results:
+        columns.append((result.name, result.figures))
+        if result.per_frame is not None:
+            columns.append((f"per-frame head of {result.name}", result.per_frame))
+    chance = 100 * chance_iou(report.class_share)
+    return "\n".join(
+        [
+            "# Demonstration",
+            "",
+            f"A small per-frame SegFormer was trained for {settings.first_steps} steps on made-up "
+            f"street videos of {width}x{height} pixels. From there MRCFA and CFFM, which also look "
+            f"at the frames {', '.join(map(str, settings.offsets))}, and SegFormer itself were "
+            f"trained for {settings.steps} steps more, all with the same recipe on "
+            f"{settings.batch_size} targets a step. They were evaluated on {report.num_frames} "
+            f"frames of {report.num_videos} videos that none of them has seen "
+            f"(seed {settings.seed}, {torch.get_num_threads()} CPU threads).",
+            "",
+            comparison(results),
+            "",
+            "This is one short run with one seed on made-up videos. It shows that the system works "
+            "and how to compare; it does not show which method is better on real ones.",
+            "",
+            *_table([[name, *_overall(figures)] for name, figures in columns], list(_FIGURES)),
+            "",
+            f"Always naming the most frequent class would give an mIoU of {chance:.1f}. The models "
+            "have "
+            + ", ".join(f"{r.name} {r.parameters / 1e6:.2f}" for r in results)
+            + " million parameters.",
+            "",
+            "## By kind of disturbance",
+            "",
+            "mIoU of the frames of each kind / consistency with the frame before (of the pixels "
+            "whose label stays, how many are right in both), %:",
+            "",
+            *_kinds(columns),
+            "",
+            "![Frames of each kind, truth and labels](contact_sheet.png)",
+            "",
+            "## Training",
+            "",
+            "The curves show one figure for all models: the cross-entropy of the prediction that "
+            "is evaluated, on training crops.",
+            "",
+            "![Learning curves](learning_curves.png)",
+            "",
+            *_table([[name, f"{value:.0f}"] for name, value in seconds.items()], ("seconds",)),
+            "",
+            "## To look at",
+            "",
+            "- `comparison.mp4`: a new video, larger than the ones above, beside the labels of all "
+            "three models.",
+            "- `segmented/`: what `vss segment street.mp4 --checkpoint cffm/last.pt --out "
+            "segmented` makes of it: labels and an overlay with a legend.",
+            "- `segformer/`, `mrcfa/`, `cffm/`: trained models (`last.pt`), logs and figures by "
+            "class.",
+            "",
+        ]
     )
 
 
-def _write_sheet(path: Path, results: Sequence[ModelResult]) -> None:
-    colours = np.asarray(results[0].classes.colours, dtype=np.uint8)
-    palette = np.zeros((256, 3), dtype=np.uint8)  # void, 255 in the truth, is black
-    palette[: len(colours)] = colours
+def _overall(figures: Figures) -> list[str]:
+    return [f"{100 * value(figures.report):.1f}" for value in _FIGURES.values()]
+
+
+def _kinds(columns: Sequence[tuple[str, Figures]]) -> list[str]:
     rows = []
-    for name, frame in results[0].frames.items():
-        predictions = [result.frames[name].predicted for result in results]
-        coloured = [colour_labels(labels, palette) for labels in (frame.truth, *predictions)]
-        rows.append([frame.image, *coloured])
-    titles = ["frame", "truth", *(NAMES[result.family] for result in results)]
-    write_png(path, contact_sheet(rows, column_titles=titles, cell_height=144))
+    for kind in KINDS:
+        if kind not in columns[0][1].by_kind:
+            continue
+        cells = [
+            f"{100 * figures.by_kind[kind].mean_iou:.1f} / "
+            f"{100 * figures.by_kind[kind].consistency:.1f}"
+            for _, figures in columns
+        ]
+        name = "undisturbed" if kind == UNDISTURBED else kind
+        rows.append([f"{name} ({columns[0][1].by_kind[kind].frames} frames)", *cells])
+    return _table(rows, [name for name, _ in columns])
 
 
-def _write_curves(path: Path, results: Sequence[ModelResult]) -> None:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="training loss", title="Learning curves")
-    for result in results:
-        steps, losses = zip(*result.curve, strict=True)
-        axes.plot(steps, losses, label=NAMES[result.family])
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_write(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
+def _table(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> list[str]:
+    return [
+        "| | " + " | ".join(columns) + " |",
+        "|---|" + "---:|" * len(columns),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f} points"
+
+
+__all__ = ["chance_iou", "comparison", "write_report"]

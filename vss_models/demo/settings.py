@@ -1,0 +1,46 @@
+"""What the demonstration makes, trains and compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FAMILIES = ("segformer", "mrcfa", "cffm")
+"""The models that are compared; the first, which looks at one frame, is the baseline."""
+
+NAMES = {"segformer": "SegFormer", "mrcfa": "MRCFA", "cffm": "CFFM"}
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Sizes and steps of the demonstration.
+
+    Attributes:
+        num_train: Training videos.
+        num_val: Held-out videos.
+        frames: Frames of each video.
+        size: (height, width) of the frames, multiples of 32.
+        crop: (height, width) of the training crops.
+        batch_size: Targets a step: images for SegFormer, clips for the others.
+        offsets: Frames of the references relative to the target, oldest first.
+        first_steps: Training steps of the SegFormer that all models start from.
+        steps: Training steps of every model from there on.
+        street_frames: Frames of the video that is segmented at the end.
+        street_size: (height, width) of that video.
+        seed: Seed of the data and of all trainings.
+    """
+
+    num_train: int = 24
+    num_val: int = 6
+    frames: int = 24
+    size: tuple[int, int] = (192, 320)
+    crop: tuple[int, int] = (160, 192)
+    batch_size: int = 4
+    offsets: tuple[int, ...] = (-3, -2, -1)
+    first_steps: int = 1000
+    steps: int = 450
+    street_frames: int = 60
+    street_size: tuple[int, int] = (384, 640)
+    seed: int = 0
+
+
+__all__ = ["FAMILIES", "NAMES", "DemoSettings"]
