@@ -13,7 +13,7 @@ import torch
 
 from tests.support.tiny_training import make_data, make_dataset, make_module
 from vss_models.checkpoints import load_model
-from vss_models.training import evaluate
+from vss_models.training import Evaluator, evaluate
 from vss_models.training.resumable_loader import ResumableLoader
 
 SCRIPT = """
@@ -28,10 +28,11 @@ from vss_models.training import RunCheckpoints
 if __name__ == "__main__":
     root, output, resume, how = sys.argv[1:]
     module = make_module(compile="eager" if how == "in one call" else None)
-    if how:
+    if how == "in one call":
         without_dropout(module)
     run(
-        module, make_data(Path(root), batch_size=1), Path(output), 4, devices=2, strategy="ddp",
+        module, make_data(Path(root), batch_size=1, max_val_videos=1 if how == "idle" else None),
+        Path(output), 4, devices=2, strategy="ddp",
         resume=resume or None, limit_val_batches=None, val_check_interval=4,
         checkpoints=RunCheckpoints(every_n_steps=2),
     )
@@ -129,3 +130,20 @@ def test_processes_share_the_clips_and_whole_videos(tmp_path: Path) -> None:
     assert {video for video, _ in frames[0]}.isdisjoint(video for video, _ in frames[1])
     everything = [(item["video"], item["frame"]) for item in make_data(root).test_dataloader()]
     assert sorted(frames[0] + frames[1]) == everything
+
+
+def test_more_processes_than_videos_measure_what_one_does(tmp_path: Path) -> None:
+    root = make_dataset(tmp_path / "set")
+    first, second = launch(tmp_path, root, tmp_path / "run", how="idle")
+    assert json.dumps(first["report"]) == json.dumps(second["report"])
+    assert (first["report"]["num_videos"], first["report"]["num_frames"]) == (1, 18)
+    model = load_model(tmp_path / "run" / "last.pt").eval()
+    data = make_data(root, max_val_videos=1)
+    evaluator = Evaluator(model, data.offsets, data.class_table().names)
+    evaluator.reset("cpu", False)
+    with torch.inference_mode():
+        for item in data.val_dataloader():
+            evaluator.update(item)
+    alone = evaluator.report()
+    for name in ("mean_iou", "weighted_iou", "pixel_accuracy", "class_iou"):
+        assert first["report"][name] == pytest.approx(getattr(alone, name), abs=1e-12, nan_ok=True)

@@ -14,7 +14,6 @@ from torch.utils.cpp_extension import include_paths
 
 from vss_kernels._runtime import native
 
-
 ISAS = native.build_info().get("isas", ["baseline"])
 COMPILER = os.environ.get("CXX", "c++")
 

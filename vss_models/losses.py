@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from vss_kernels import upsample_cross_entropy
@@ -24,7 +27,8 @@ class ClipLoss(nn.Module):
         label_smoothing: Fraction of the target probability spread over all classes.
 
     Raises:
-        ValueError: If the reduction does not give a scalar.
+        ValueError: If the reduction does not give a scalar, or a weight or the smoothing is out of
+            range.
     """
 
     class_weights: Tensor | None
@@ -38,6 +42,19 @@ class ClipLoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if not (math.isfinite(auxiliary_weight) and auxiliary_weight >= 0):
+            raise ValueError(
+                f"auxiliary_weight must be a number of at least 0, got {auxiliary_weight}"
+            )
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing}")
+        if class_weights is not None:
+            weights_are_valid = torch.isfinite(class_weights).all() and (class_weights >= 0).all()
+            if not (weights_are_valid and class_weights.any()):
+                raise ValueError(
+                    "class_weights must be numbers of at least 0, not all of them 0, got "
+                    f"{class_weights.tolist()}"
+                )
         if reduction not in ("mean_all", "mean", "sum"):
             raise ValueError(f"reduction must be 'mean_all', 'mean' or 'sum', got {reduction!r}")
         self.auxiliary_weight = auxiliary_weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,22 @@ from vss_models.data import (
     train_loader,
 )
 from vss_models.training.resumable_loader import ENDLESS, ResumableLoader
+
+IDLE = "idle"
+"""Key of the one item that a process without a video gets in an evaluation."""
+
+
+class _IdleLoader:
+    """Stands in for the loader of a process that has no video to evaluate.
+
+    There may be more processes than videos, and Lightning allows no empty loader.
+    """
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[dict[str, bool]]:
+        yield {IDLE: True}
 
 
 class VideoDataModule(pl.LightningDataModule):
@@ -130,11 +147,11 @@ class VideoDataModule(pl.LightningDataModule):
         keys = list(islice(stream, self.batch_size))
         return [(dataset.videos[number].name, dataset[epoch, number]) for epoch, number in keys]
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | _IdleLoader:
         """Frames of the validation videos in order."""
         return self._evaluation_loader(self.val_split, self.max_val_videos)
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader[Any] | _IdleLoader:
         """Frames of the test videos in order."""
         return self._evaluation_loader(self.test_split, None)
 
@@ -170,12 +187,17 @@ class VideoDataModule(pl.LightningDataModule):
         rank, world_size = self._shard()
         return ClipSampler(len(dataset), ENDLESS, seed=self.seed, rank=rank, world_size=world_size)
 
-    def _evaluation_loader(self, split: str, max_videos: int | None) -> DataLoader[Any]:
+    def _evaluation_loader(
+        self, split: str, max_videos: int | None
+    ) -> DataLoader[Any] | _IdleLoader:
         dataset = self.evaluation_dataset(split, single_frames=True)
         rank, world_size = self._shard()
+        frames = VideoShardSampler(dataset.video_lengths[:max_videos], rank, world_size)
+        if len(frames) == 0:
+            return _IdleLoader()
         return evaluation_loader(
             dataset,
-            VideoShardSampler(dataset.video_lengths[:max_videos], rank, world_size),
+            frames,
             num_workers=self.num_workers,
             pin_memory=self._pin_memory(),
         )

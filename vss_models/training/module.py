@@ -27,7 +27,7 @@ from vss_models.inference.graphs import CudaCapture
 from vss_models.losses import ClipLoss
 from vss_models.model import TrainedOn
 from vss_models.registry import create_model
-from vss_models.training.data import VideoDataModule
+from vss_models.training.data import IDLE, VideoDataModule
 from vss_models.training.evaluate import Evaluator
 from vss_models.training.optim import OptimizerSettings, build_optimizer
 from vss_models.training.report import EvaluationReport
@@ -257,11 +257,11 @@ class SegmentationModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Evaluates one frame."""
-        self.evaluator.update(batch)
+        self.test_step(batch, batch_idx)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Evaluates one frame and returns its ``labels`` (H, W)."""
-        return {"labels": self.evaluator.update(batch)}
+        """Evaluates one frame and returns its ``labels`` (H, W); nothing for an idle process."""
+        return {} if IDLE in batch else {"labels": self.evaluator.update(batch)}
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation figures; all processes have the same."""

@@ -59,7 +59,7 @@ class ReportWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Writes the labels of one frame."""
-        if not self.predictions:
+        if not self.predictions or "labels" not in outputs:
             return
         folder = self._folder(trainer) / "result_submission" / batch["video"]
         palette = segmentation_module(trainer).classes.palette() if self.palette else None
