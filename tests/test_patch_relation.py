@@ -223,3 +223,19 @@ def test_what_differs_is_refused_with_its_reason(module, reason, capsys):
     assert not report.replaced
     assert type(module) is before
     assert "not replaced  (the model): " in capsys.readouterr().out
+
+
+def test_patched_modules_compile_without_graph_breaks():
+    attention_module, affinity_module = attention(), affinity()
+    x_all = [[torch.randn(1, 7, 14, 16), torch.randn(1, 1, 2, 16)]]
+    x_all += [torch.randn(1, side, 2 * side, 16) for side in (1, 2, 3)]
+    references = [torch.randn(1, 3, dim, 3, 4) for dim in (4, 6, 8)]
+    target = [torch.randn(1, 1, 4, 12, 16), torch.randn(1, 1, 6, 6, 8), torch.randn(1, 1, 8, 3, 4)]
+    for module, arguments in (
+        (attention_module, (x_all,)),
+        (affinity_module, ([None, *references], [None, *target])),
+    ):
+        expected = module(*arguments)
+        vss_kernels.patch(module)
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*arguments), expected, rtol=1e-4, atol=1e-5)

@@ -45,7 +45,7 @@ def _geometry(module: Any) -> FocalGeometry:
         ValueError: The settings or tables are not those of one target and its references.
     """
     window = _side(module.window_size)
-    tables = list(getattr(module, f"{_TABLE}_to_windows"))
+    tables = getattr(module, f"{_TABLE}_to_windows")
     if len(tables) != 1:
         raise ValueError(f"it must have one table for the pooled target, not {len(tables)}")
     target_kernel = round(tables[0].shape[-1] ** 0.5) + 1 - window
@@ -126,7 +126,10 @@ def _run(
     geometry = _geometry(module)
     side = geometry.window
     target, device = x_all[0][0], x_all[0][0].device
-    tables = [*getattr(module, f"{_TABLE}_to_windows"), *getattr(module, _CLIPS)]
+    # By index: torch.compile cannot unpack a list of parameters.
+    clips = getattr(module, _CLIPS)
+    tables = [getattr(module, f"{_TABLE}_to_windows")[0]]
+    tables += [clips[position] for position in range(len(clips))]
     bias = assemble_bias(
         getattr(module, _TABLE),
         relative_position_index(side, side, device),
