@@ -10,7 +10,7 @@ PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,\
 	$(shell $(name) -c "$(SUPPORTED)" >/dev/null 2>&1 && echo $(name))))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
-NATIVE_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+NATIVE_SOURCES := $(shell find csrc tests/race_check -name '*.h' -o -name '*.cpp')
 
 .PHONY: demo test lint bench sanitize package install clean
 .DEFAULT_GOAL := test
@@ -37,6 +37,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
 
 bench: install
 	$(BIN)/python -m pytest benchmarks/bench_*.py --results benchmarks/results/$(if $(shell command -v nvidia-smi),gpu,cpu).csv

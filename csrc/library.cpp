@@ -133,11 +133,11 @@ TORCH_LIBRARY(vss_kernels, m) {
   // What focal_attention runs on the CPU; the table lists each window's tokens, -1 for padding.
   m.def(
       "focal_attend(Tensor query, Tensor key_value, Tensor bias, Tensor table) "
-      "-> (Tensor out, Tensor log_sum_exp)");
+      "-> (Tensor out, Tensor statistics)");
   m.def(
       "focal_attend_backward(Tensor grad, Tensor query, Tensor key_value, Tensor bias, Tensor "
       "table, "
-      "Tensor log_sum_exp) -> (Tensor grad_query, Tensor grad_key_value, Tensor grad_bias)");
+      "Tensor statistics) -> (Tensor grad_query, Tensor grad_key_value, Tensor grad_bias)");
   // `parameters` packs weight, bias, norm weight and norm bias of every layer; `layers` holds the
   // lengths of the five chains, then (kernel, channels in, channels out) of every layer.
   m.def(

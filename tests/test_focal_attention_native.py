@@ -112,10 +112,10 @@ def test_registration():
         ]
         torch.library.opcheck(torch.ops.vss_kernels.focal_attention.default, (*inputs, *sizes))
     inputs = (query.flatten(1, 2), key_value, bias)
-    out, log_sum_exp = torch.ops.vss_kernels.focal_attention(*inputs, *sizes)
+    out, statistics = torch.ops.vss_kernels.focal_attention(*inputs, *sizes)
     torch.library.opcheck(
         torch.ops.vss_kernels.focal_attention_backward.default,
-        (torch.randn_like(out), *inputs, out, log_sum_exp, *sizes),
+        (torch.randn_like(out), *inputs, out, statistics, *sizes),
         test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
     )
 

@@ -79,31 +79,32 @@ std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& query, const at::Ten
   const AttentionInputs in = attention_inputs("focal_attend", query, key_value, bias, table);
   const AttentionGeometry& g = in.geometry;
   at::Tensor out = at::empty(query.sizes(), query.options());
-  at::Tensor log_sum_exp = at::empty({g.batch, g.heads, g.windows, g.positions}, in.bias.options());
-  if (out.numel() == 0) return {out, log_sum_exp};
+  at::Tensor statistics =
+      at::empty({g.batch, g.heads, g.windows, 2, g.positions}, in.bias.options());
+  if (out.numel() == 0) return {out, statistics};
   VSS_DISPATCH_FLOATING(out.scalar_type(), "focal_attend", [&] {
     run_blocks({.op = "focal_attend",
                 .blocks = g.batch * g.heads * g.windows,
                 .scratch_floats = ForwardScratch::size(g)},
                AttendWindow<scalar_t>{g, in.tensors<scalar_t>(), out.mutable_data_ptr<scalar_t>(),
-                                      log_sum_exp.mutable_data_ptr<float>()});
+                                      statistics.mutable_data_ptr<float>()});
   });
-  return {out, log_sum_exp};
+  return {out, statistics};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(
     const at::Tensor& grad_any, const at::Tensor& query, const at::Tensor& key_value,
-    const at::Tensor& bias, const at::Tensor& table, const at::Tensor& log_sum_exp_any) {
+    const at::Tensor& bias, const at::Tensor& table, const at::Tensor& statistics_any) {
   constexpr const char* op = "focal_attend_backward";
   const AttentionInputs in = attention_inputs(op, query, key_value, bias, table);
   const AttentionGeometry& g = in.geometry;
   check_like(op, "grad", grad_any, "query", query);
   TORCH_CHECK_VALUE(grad_any.sizes() == query.sizes(), op, ": grad must match query, got ",
                     grad_any.sizes());
-  TORCH_CHECK_VALUE(log_sum_exp_any.scalar_type() == at::kFloat &&
-                        log_sum_exp_any.numel() == query.size(0) * query.size(1) * query.size(2),
-                    op, ": log_sum_exp must be the forward's");
-  const at::Tensor grad = grad_any.contiguous(), log_sum_exp = log_sum_exp_any.contiguous();
+  TORCH_CHECK_VALUE(statistics_any.scalar_type() == at::kFloat &&
+                        statistics_any.numel() == 2 * query.size(0) * query.size(1) * query.size(2),
+                    op, ": statistics must be the forward's");
+  const at::Tensor grad = grad_any.contiguous(), statistics = statistics_any.contiguous();
   at::Tensor grad_query = at::empty(query.sizes(), query.options());
   at::Tensor grad_key_value = at::empty(key_value.sizes(), query.options());
   const at::Tensor bias_parts =
@@ -114,7 +115,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(
           {.op = op, .blocks = g.batch * g.heads, .scratch_floats = BackwardScratch::size(g)},
           AttendHeadBackward<scalar_t>{
               g, in.tensors<scalar_t>(), grad.const_data_ptr<scalar_t>(),
-              log_sum_exp.const_data_ptr<float>(), grad_query.mutable_data_ptr<scalar_t>(),
+              statistics.const_data_ptr<float>(), grad_query.mutable_data_ptr<scalar_t>(),
               grad_key_value.mutable_data_ptr<scalar_t>(), bias_parts.mutable_data_ptr<float>()});
     });
   }

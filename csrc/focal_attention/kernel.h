@@ -130,12 +130,13 @@ struct ForwardScratch {
   }
 };
 
-// Attends from one window's queries. `bias` is (positions, wide_keys), `log_sum_exp` (positions),
-// `out` starts at the clip's and head's first channel and has `heads * dim` channels a token.
+// Attends from one window's queries. `bias` is (positions, wide_keys); `out` starts at the clip's
+// and head's first channel and has `heads * dim` channels a token; `statistics` (2, positions) takes
+// the largest logits and one over the sums of the exponentials relative to them.
 template <typename T>
 VSS_INLINE void attend_window(const AttentionGeometry& g, const AttentionWindow<T>& window,
                               const float* bias, const ForwardScratch& s, T* out,
-                              float* log_sum_exp) {
+                              float* statistics) {
   const int64_t width = g.wide_keys(), depth = g.wide_dim();
   copy_positions(g, window.table, window.query, g.query_token, g.scale, s.query);
   copy_tokens(g, window.table, window.key, s.rows);
@@ -154,7 +155,8 @@ VSS_INLINE void attend_window(const AttentionGeometry& g, const AttentionWindow<
       const float shift = largest_of_row(row, width);
       const float sum = exponentiate_row(row, width, shift);
       inverse[p] = 1.0f / sum;
-      log_sum_exp[first + p] = shift + std::log(sum);
+      statistics[first + p] = shift;
+      statistics[g.positions + first + p] = inverse[p];
     }
     multiply({s.logits, width, 1}, s.values, depth, s.attended, depth, rows, depth, g.keys);
     for (int64_t p = 0; p < rows; ++p) {
@@ -211,7 +213,7 @@ VSS_INLINE void add_slots(const AttentionGeometry& g, const int32_t* table, cons
 // the scratch's grad_keys and grad_values, is added to.
 template <typename T>
 VSS_INLINE void attend_window_backward(const AttentionGeometry& g, const AttentionWindow<T>& window,
-                                       const float* bias, const float* log_sum_exp, const T* grad,
+                                       const float* bias, const float* statistics, const T* grad,
                                        const BackwardScratch& s, T* grad_query, float* grad_bias) {
   const int64_t width = g.wide_keys(), depth = g.wide_dim(), channels = g.heads * g.dim;
   copy_positions(g, window.table, window.query, g.query_token, g.scale, s.query);
@@ -228,8 +230,8 @@ VSS_INLINE void attend_window_backward(const AttentionGeometry& g, const Attenti
   for (int64_t p = 0; p < g.positions; ++p) {
     float* probability = s.probabilities + p * width;
     float* logit = s.logits + p * width;  // the gradient of the probability, then of the logit
-    // Large logits leave a log-sum-exp only a few digits behind the point; the sum mends that.
-    const float inverse = 1.0f / exponentiate_row(probability, width, log_sum_exp[p]);
+    exponentiate_row(probability, width, statistics[p]);
+    const float inverse = statistics[g.positions + p];
     Floats sum{};
     for (int64_t slot = 0; slot < width; slot += kLanes) {
       const Floats normalised = load(probability + slot) * inverse;
@@ -283,14 +285,14 @@ struct AttendWindow {
   AttentionGeometry g;
   AttentionTensors<T> in;
   T* out;
-  float* log_sum_exp;
+  float* statistics;
 
   void operator()(const Block& block, int64_t i) const {
     const int64_t window = i % g.windows, head = i / g.windows % g.heads;
     const int64_t b = i / (g.windows * g.heads);
     T* first = out + (b * g.windows * g.positions * g.heads + head) * g.dim;
     attend_window(g, in.window(g, b, head, window), in.head_bias(g, head),
-                  ForwardScratch(g, block.scratch()), first, log_sum_exp + i * g.positions);
+                  ForwardScratch(g, block.scratch()), first, statistics + 2 * i * g.positions);
   }
 };
 
@@ -300,7 +302,7 @@ struct AttendHeadBackward {
   AttentionGeometry g;
   AttentionTensors<T> in;
   const T* grad;
-  const float* log_sum_exp;
+  const float* statistics;
   T *grad_query, *grad_key_value;
   float* bias_parts;  // (batch, heads, positions, wide_keys); zeros before
 
@@ -311,7 +313,7 @@ struct AttendHeadBackward {
     const int64_t first = (b * g.windows * g.positions * g.heads + head) * g.dim;
     for (int64_t window = 0; window < g.windows; ++window) {
       attend_window_backward(g, in.window(g, b, head, window), in.head_bias(g, head),
-                             log_sum_exp + (i * g.windows + window) * g.positions, grad + first,
+                             statistics + 2 * (i * g.windows + window) * g.positions, grad + first,
                              memory, grad_query + first,
                              bias_parts + i * g.positions * g.wide_keys());
     }

@@ -57,11 +57,9 @@ struct Forget {
 
 template <typename F>
 void run(int64_t blocks, int64_t scratch_floats, const F& f) {
-  vss::run_blocks<kThreads>({.op = "race check",
-                             .blocks = blocks,
-                             .threads = kThreads,
-                             .scratch_floats = scratch_floats},
-                            f);
+  vss::run_blocks<kThreads>(
+      {.op = "race check", .blocks = blocks, .threads = kThreads, .scratch_floats = scratch_floats},
+      f);
 }
 
 }  // namespace

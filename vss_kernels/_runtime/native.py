@@ -28,7 +28,7 @@ OPERATORS = (
 """The operators that the extension must register, as in ``csrc/library.cpp``, without backwards."""
 
 ISAS = ("baseline", "avx2", "avx512")
-"""The instruction sets that CPU kernels are compiled for, slowest first; see ``VSS_KERNELS_ISA``."""
+"""Instruction sets that CPU kernels are compiled for, slowest first (``VSS_KERNELS_ISA``)."""
 
 _REBUILD = "rebuild it: pip install --no-build-isolation --force-reinstall --no-deps ."
 _extension: ModuleType | None = None
@@ -81,7 +81,8 @@ def _check_isa(extension: ModuleType, wanted: str) -> None:
     info = extension.build_info()
     if wanted and wanted != info["isa"]:
         raise ValueError(
-            f"VSS_KERNELS_ISA={wanted}, but this build can run {', '.join(info['isas'])} on this CPU"
+            f"VSS_KERNELS_ISA={wanted}, but on this CPU this build can run "
+            f"{', '.join(info['isas'])}"
         )
 
 

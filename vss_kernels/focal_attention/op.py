@@ -46,8 +46,8 @@ def focal_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attends from queries (B,Q,heads,D) to a buffer (B,N,2,heads,D).
 
-    Also returns what the backward pass computes the softmax from: log-sum-exps (B,heads,windows,P),
-    or for Triton the largest logits and one over the sums, (B,heads,windows,2,P).
+    Also returns what the backward pass computes the softmax from: the largest logits and one over
+    the sums of the exponentials relative to them, (B,heads,windows,2,P).
     """
     geometry = _geometry(settings)
     table = key_tables.get(geometry, (rows, columns), query.device)
@@ -92,9 +92,8 @@ def _(
     settings: list[int],
     use_triton: bool,
 ) -> tuple[Tensor, Tensor]:
-    batch, heads = query.shape[0], query.shape[2]
-    per_window = (2, bias.shape[1]) if use_triton else (bias.shape[1],)
-    statistics = query.new_empty(batch, heads, rows * columns, *per_window, dtype=torch.float32)
+    batch, heads, positions = query.shape[0], query.shape[2], bias.shape[1]
+    statistics = query.new_empty(batch, heads, rows * columns, 2, positions, dtype=torch.float32)
     return query.new_empty(query.shape), statistics
 
 
