@@ -143,7 +143,9 @@ def test_figures_by_kind_are_those_of_their_frames() -> None:
 
 
 def test_a_failed_training_says_why(demo: Path, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"segformer_start ended with status 1, see .*train\.log: .*absent"):
+    with pytest.raises(
+        RuntimeError, match=r"segformer_start ended with status 1, see .*train\.log: .*absent"
+    ):
         train_first(tmp_path / "absent", tmp_path / "out", TINY)
 
 

@@ -102,6 +102,31 @@ def test_transformers_with_one_class_are_refused():
         vss_kernels.patch(make_segformer(num_labels=1))
 
 
+def test_transformers_with_two_losses_and_logits_of_full_size():
+    backbone = transformers.ResNetConfig(
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        hidden_sizes=[16, 16, 32, 32],
+        depths=[1, 1, 1, 1],
+        embedding_size=16,
+        layer_type="basic",
+    )
+    config = transformers.UperNetConfig(
+        backbone_config=backbone,
+        num_labels=19,
+        hidden_size=32,
+        auxiliary_in_channels=32,
+        auxiliary_channels=16,
+    )
+    model = transformers.UperNetForSemanticSegmentation(config).double().eval()
+    images, labels = make_batch()
+    expected = model(images, labels=labels)
+    vss_kernels.patch(model)
+    answer = model(images, labels=labels)
+    assert answer.logits.dense is None  # neither loss needed them
+    assert_close(answer.loss, expected.loss)
+    assert_close(answer.logits + 0, expected.logits)
+
+
 def test_transformers_compile():
     model = make_segformer().eval()
     images, labels = make_batch(dtype=torch.float32)
