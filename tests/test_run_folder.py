@@ -245,6 +245,43 @@ def test_the_best_by_validation_is_kept(root: Path, tmp_path: Path) -> None:
     assert content["global_step"] == best
 
 
+class CrashInValidation(Callback):
+    """Ends a run in the middle of the validation after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step and args[2] == 1:
+            raise OSError("the data are gone")
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_validation_that_was_cut_off_is_made_again(
+    root: Path, tmp_path: Path, accumulated: int
+) -> None:
+    options: dict[str, Any] = {
+        "limit_val_batches": 3,
+        "val_check_interval": 2 * accumulated,
+        "accumulate_grad_batches": accumulated,
+    }
+    whole, parts, again = Scores(), Scores(), Scores()
+    train(root, tmp_path / "whole", **options, callbacks=[whole])
+    with pytest.raises(OSError, match="data are gone"):
+        train(root, tmp_path / "run", **options, callbacks=[parts, CrashInValidation(4)])
+    assert list(parts.by_step) == [2]
+    train(root, tmp_path / "run", **options, callbacks=[parts], resume="last")
+    assert parts.by_step == whole.by_step
+    for name in ("best.ckpt", "last.ckpt"):
+        assert_same_state(tmp_path / "whole" / name, tmp_path / "run" / name)
+
+    # What is saved after a validation continues behind it.
+    best = max(whole.by_step, key=lambda step: whole.by_step[step])
+    train(root, tmp_path / "run", **options, callbacks=[again], resume="best")
+    assert list(again.by_step) == [step for step in (2, 4, 6) if step > best]
+    assert_same_state(tmp_path / "whole" / "last.ckpt", tmp_path / "run" / "last.ckpt")
+
+
 def test_no_best_is_kept_on_request(root: Path, tmp_path: Path) -> None:
     checkpoints = RunCheckpoints(every_n_steps=0, keep=0, best=False)
     run(

@@ -107,6 +107,19 @@ class RunCheckpoints(_FolderCheckpoint):
         self._signals = StopSignals()
         self._seen_step = 0
         self._has_written_model = False
+        self._validation_follows = False
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Has a run that continues from before a validation begin with that validation.
+
+        Lightning would leave it out, unless the checkpoint says that it has begun.
+        """
+        if self._validation_follows:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            progress["total"].update(ready=1, started=1, processed=0, completed=0)
+            progress["current"].update(ready=0, started=0, processed=0, completed=0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remembers where a resumed run starts, and takes over the signals that end it."""
@@ -140,10 +153,12 @@ class RunCheckpoints(_FolderCheckpoint):
         if trainer.world_size > 1:
             signalled = trainer.strategy.reduce_boolean_decision(signalled, all=False)
         periodic = self.every_n_steps > 0 and step % self.every_n_steps == 0
+        self._validation_follows = _validation_follows(trainer, batch_idx)
         if periodic or step == trainer.max_steps:
             self._save(trainer, with_step=True)
-        elif signalled or _validation_follows(trainer, batch_idx):
+        elif signalled or self._validation_follows:
             self._save(trainer, with_step=False)
+        self._validation_follows = False
         if signalled:
             self._end(trainer)
 
