@@ -21,7 +21,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("data") / "set")
 
 
-class Spoil(Callback):
+class SetNan(Callback):
     """Makes a weight NaN before a step's forward pass or after its update."""
 
     def __init__(self, step: int, after: bool = False) -> None:
@@ -29,7 +29,7 @@ class Spoil(Callback):
         self.after = after
         self.batches: dict[int, dict[str, torch.Tensor]] = {}
 
-    def spoil(self, module: Any) -> None:
+    def set_nan(self, module: Any) -> None:
         with torch.no_grad():
             module.model.head.classifier.bias[2] = NAN
 
@@ -38,11 +38,11 @@ class Spoil(Callback):
     ) -> None:
         self.batches[trainer.global_step] = {key: value.clone() for key, value in batch.items()}
         if trainer.global_step == self.step and not self.after:
-            self.spoil(pl_module)
+            self.set_nan(pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         if trainer.global_step == self.step and self.after:
-            self.spoil(pl_module)
+            self.set_nan(pl_module)
 
 
 def is_finite(path: Path) -> bool:
@@ -51,7 +51,7 @@ def is_finite(path: Path) -> bool:
 
 
 def test_the_first_bad_step_is_named_and_can_be_reproduced(root: Path, tmp_path: Path) -> None:
-    spoil = Spoil(step=5)
+    setter = SetNan(step=5)
     message = (
         r"the loss is nan at step 5, of clips of the videos train_000\d, train_000\d; the batch is "
         r"kept in .*not_finite_step_5\.pt"
@@ -63,7 +63,7 @@ def test_the_first_bad_step_is_named_and_can_be_reproduced(root: Path, tmp_path:
             tmp_path,
             8,
             checkpoints=RunCheckpoints(every_n_steps=2, keep=2),
-            callbacks=[spoil],
+            callbacks=[setter],
             log_every_n_steps=1000,
         )
     assert sorted(path.name for path in tmp_path.rglob("*.ckpt")) == [
@@ -76,7 +76,7 @@ def test_the_first_bad_step_is_named_and_can_be_reproduced(root: Path, tmp_path:
     kept = torch.load(tmp_path / "not_finite_step_5.pt", weights_only=True)
     assert (kept["step"], kept["batch"]) == (5, 5)
     for name in ("clip", "labels"):
-        assert torch.equal(kept[name], spoil.batches[5][name])
+        assert torch.equal(kept[name], setter.batches[5][name])
     assert len(kept["videos"]) == 2
 
 
@@ -86,7 +86,7 @@ def test_the_batch_is_right_in_a_resumed_run_that_accumulates(root: Path, tmp_pa
         "checkpoints": RunCheckpoints(every_n_steps=1),
     }
     run(make_module(), make_data(root), tmp_path, 2, **options)
-    spoil = Spoil(step=3)
+    setter = SetNan(step=3)
     options["checkpoints"] = RunCheckpoints(every_n_steps=1)
     with pytest.raises(FloatingPointError, match="at step 3"):
         run(
@@ -95,12 +95,12 @@ def test_the_batch_is_right_in_a_resumed_run_that_accumulates(root: Path, tmp_pa
             tmp_path,
             5,
             **options,
-            callbacks=[spoil],
+            callbacks=[setter],
             resume="last",
         )
     kept = torch.load(tmp_path / "not_finite_step_3.pt", weights_only=True)
     assert kept["batch"] == 6
-    assert torch.equal(kept["clip"], spoil.batches[3]["clip"])
+    assert torch.equal(kept["clip"], setter.batches[3]["clip"])
 
 
 @pytest.mark.parametrize("step", [4, 5, 6])
@@ -113,7 +113,7 @@ def test_weights_that_are_not_finite_are_never_saved(root: Path, tmp_path: Path,
             tmp_path,
             6,
             checkpoints=RunCheckpoints(every_n_steps=2, keep=2),
-            callbacks=[Spoil(step, after=True)],
+            callbacks=[SetNan(step, after=True)],
         )
     if step == 5:
         assert "the loss is nan at step 5" in str(caught.value)

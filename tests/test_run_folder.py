@@ -50,7 +50,7 @@ def whole_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_run(whole_run: Path, tmp_path: Path) -> Path:
-    """A copy of the run that a test may spoil."""
+    """A copy of the run that a test may change."""
     return Path(shutil.copytree(whole_run, tmp_path / "run"))
 
 

@@ -100,16 +100,18 @@ def frame_figures(videos: list[list[tuple[np.ndarray, np.ndarray]]]) -> dict[str
     """The figures that do not look at the order of the frames."""
     predicted = np.stack([pair[0] for video in videos for pair in video])
     truth = np.stack([pair[1] for video in videos for pair in video])
-    ious, shares = [], []
+    ious, frequencies = [], []
     for number in range(NUM_CLASSES):
         p, t = (predicted == number) & (truth != 255), truth == number
         union = (p | t).sum()
         ious.append((p & t).sum() / union if union else math.nan)
-        shares.append(t.sum() / (truth != 255).sum())
+        frequencies.append(t.sum() / (truth != 255).sum())
     return {
         "class_iou": ious,
-        "mean_iou": np.mean([iou for iou, share in zip(ious, shares, strict=True) if share > 0]),
-        "weighted_iou": sum(i * s for i, s in zip(ious, shares, strict=True) if s > 0),
+        "mean_iou": np.mean(
+            [iou for iou, frequency in zip(ious, frequencies, strict=True) if frequency > 0]
+        ),
+        "weighted_iou": sum(i * s for i, s in zip(ious, frequencies, strict=True) if s > 0),
         "pixel_accuracy": (predicted == truth)[truth != 255].mean(),
     }
 

@@ -30,7 +30,7 @@ def overlay(
         image: uint8 RGB (H, W, 3).
         labels: (H, W) integer labels.
         palette: uint8 (P, 3), the colour of each label.
-        opacity: Share of the colour, 0 (the image) to 1 (the colours).
+        opacity: Weight of the colour, 0 (the image) to 1 (the colours).
         ignore_index: Pixels of this label show the image alone; None for no such label.
 
     Returns:
@@ -85,7 +85,7 @@ class Legend:
         palette: uint8 (P, 3), the colour of each label.
         height: Height of the panel, in pixels.
         max_width: Longest permitted width, in pixels; longer names end in an ellipsis.
-        min_share: A class with a smaller share of the frame is not listed.
+        min_fraction: A class with a smaller fraction of the frame is not listed.
 
     Attributes:
         width: Width of the panel, in pixels; always even.
@@ -100,7 +100,7 @@ class Legend:
         palette: np.ndarray,
         height: int,
         max_width: int = 260,
-        min_share: float = 0.001,
+        min_fraction: float = 0.001,
     ) -> None:
         if len(class_names) > len(palette):
             raise ValueError(
@@ -111,7 +111,7 @@ class Legend:
             raise ValueError(f"height and max_width must be positive, got {height}, {max_width}")
         self._palette = _check_palette(palette)
         self._height = height
-        self._min_share = min_share
+        self._min_fraction = min_fraction
         text_size = min(max(height // 28, 10), 24)
         self._font = _font(text_size)
         self._line = text_size + text_size // 3
@@ -131,7 +131,7 @@ class Legend:
         """Draws the panel for a frame's labels (H, W): uint8 RGB (height, width, 3)."""
         _check_labels(labels)
         counts = np.bincount(labels.ravel(), minlength=len(self._names))[: len(self._names)]
-        threshold = max(1, self._min_share * labels.size)
+        threshold = max(1, self._min_fraction * labels.size)
         present = [int(label) for label in np.flatnonzero(counts >= threshold)]
         hidden = 0
         if len(present) > self._room:

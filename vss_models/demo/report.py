@@ -81,7 +81,7 @@ def _markdown(
         columns.append((result.name, result.figures))
         if result.per_frame is not None:
             columns.append((f"per-frame head of {result.name}", result.per_frame))
-    chance = 100 * chance_iou(report.class_share)
+    chance = 100 * chance_iou(report.class_frequency)
     return "\n".join(
         [
             "# Demonstration",

@@ -48,7 +48,7 @@ class VideoDataModule(pl.LightningDataModule):
     """A data set in the VSPW layout, for training and evaluation on any number of processes.
 
     The trainer must not put its own samplers in (``use_distributed_sampler=False``): training clips
-    are shared out by position in one stream, evaluation videos as a whole.
+    are dealt out by position in one stream, evaluation videos as a whole.
 
     Args:
         root: Folder of the data set.

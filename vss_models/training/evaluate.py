@@ -128,7 +128,7 @@ class Evaluator:
             pixel_accuracy=float(figures["pixel_accuracy"]),
             class_names=self.class_names,
             class_iou=tuple(figures["class_iou"].tolist()),
-            class_share=tuple(figures["class_frequency"].tolist()),
+            class_frequency=tuple(figures["class_frequency"].tolist()),
             mean_iou_of_long_videos=(
                 math.nan if long_videos is None else float(long_videos.compute()["mean_iou"])
             ),

@@ -54,7 +54,7 @@ class SegmentationModule(pl.LightningModule):
             model with that encoder, see :func:`vss_models.checkpoints.load_backbone`.
         optimizer: Learning rates, weight decay and schedule.
         auxiliary_weight: Weight of the per-frame loss beside the target's.
-        label_smoothing: Share of the target probability spread over all classes.
+        label_smoothing: Fraction of the target probability spread over all classes.
         class_weights: One weight a class, or None.
         seed: Seed of the initial weights and of dropout.
         compile: How forward, loss and backward run. None runs the model as it is. "inductor"

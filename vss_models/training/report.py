@@ -23,16 +23,16 @@ REPORT_FILES = ("report.json", "report.md", "classes.csv")
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Figures of one evaluation; all shares are in 0..1.
+    """Figures of one evaluation; all are fractions, in 0..1.
 
     Attributes:
         mean_iou: Mean IoU of all videos over the classes present in the ground truth, as the
             published evaluation during training computes it.
-        weighted_iou: IoU of the classes weighted with their share of the labelled pixels.
-        pixel_accuracy: Share of the labelled pixels with the right label.
+        weighted_iou: IoU of the classes weighted with their frequencies.
+        pixel_accuracy: Fraction of the labelled pixels with the right label.
         class_names: Names of the classes.
         class_iou: IoU of each class; NaN where neither truth nor prediction has it.
-        class_share: Each class's share of the labelled pixels.
+        class_frequency: Each class's fraction of the labelled pixels.
         mean_iou_of_long_videos: The same without the videos of 16 frames or fewer, as the published
             evaluation script computes it; NaN where it was not measured or no video is longer.
         video_consistency: By name, such as ``VC8``, the figure as published and the correct one
@@ -46,7 +46,7 @@ class EvaluationReport:
     pixel_accuracy: float
     class_names: tuple[str, ...]
     class_iou: tuple[float, ...]
-    class_share: tuple[float, ...]
+    class_frequency: tuple[float, ...]
     mean_iou_of_long_videos: float = math.nan
     video_consistency: dict[str, dict[str, float]] = field(default_factory=dict)
     num_videos: int = 0
@@ -75,8 +75,8 @@ class EvaluationReport:
         classes = Table("class", "IoU %", "% of pixels")
         for column in classes.columns[1:]:
             column.justify = "right"
-        for name, iou, share in self._classes():
-            classes.add_row(name, _percent(iou), _percent(share))
+        for name, iou, frequency in self._classes():
+            classes.add_row(name, _percent(iou), _percent(frequency))
         console.print(classes)
         console.print(overall)
 
@@ -102,15 +102,17 @@ class EvaluationReport:
         folder = Path(folder)
         refuse_existing([folder / name for name in REPORT_FILES], overwrite)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = ["class,iou,pixel_share"]
-        rows += [f"{name},{_csv(iou)},{_csv(share)}" for name, iou, share in self._classes()]
+        rows = ["class,iou,pixel_frequency"]
+        rows += [
+            f"{name},{_csv(iou)},{_csv(frequency)}" for name, iou, frequency in self._classes()
+        ]
         contents = (json.dumps(_plain(asdict(self)), indent=2) + "\n", self.markdown())
         for name, text in zip(REPORT_FILES, (*contents, "\n".join(rows) + "\n"), strict=True):
             with atomic_write(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
     def _classes(self) -> list[tuple[str, float, float]]:
-        return list(zip(self.class_names, self.class_iou, self.class_share, strict=True))
+        return list(zip(self.class_names, self.class_iou, self.class_frequency, strict=True))
 
 
 def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
@@ -123,12 +125,12 @@ def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
             )
 
 
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.2f}"
+def _percent(fraction: float) -> str:
+    return "-" if math.isnan(fraction) else f"{100 * fraction:.2f}"
 
 
-def _csv(share: float) -> str:
-    return "" if math.isnan(share) else f"{share:.6f}"
+def _csv(fraction: float) -> str:
+    return "" if math.isnan(fraction) else f"{fraction:.6f}"
 
 
 def _plain(value: Any) -> Any:
