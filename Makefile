@@ -30,7 +30,7 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter tests/test_contract.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vss_kernels._runtime import triton_support
+
 # What `vss_models` needs for videos and its command line, and a machine for operators may lack.
 OPTIONAL_PACKAGES = ("av", "jsonargparse")
 
@@ -51,3 +53,12 @@ def float32_products(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.backends.cuda.matmul.fp32_precision = request.param
     yield
     torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.fixture(autouse=True)
+def _products_in_a_gpus_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What passes must not depend on the CPU whose BLAS the interpreter would use."""
+    if triton_support.INTERPRETED:
+        from tests.support.triton_products import sum_products_in_order
+
+        sum_products_in_order(monkeypatch)

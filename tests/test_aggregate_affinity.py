@@ -6,14 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._dynamo.testing import CompileCounter
 
 import vss_kernels
-from tests.support import golden_io
+from tests.support import golden_operators
 from tests.support.aggregation_cases import PUBLISHED
-from tests.support.definitions import resize, stored_in_order
+from tests.support.definitions import resize
+from tests.support.layouts import stored_in_order
 from vss_kernels import AggregationWeights, ConvNormLayer, aggregate_affinity
+from vss_kernels._runtime import native
 from vss_kernels.nn import AffinityAggregation
+
+needs_native = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
 
 
 @pytest.fixture(autouse=True)
@@ -69,27 +72,11 @@ def aggregate_by_hand(coarse, middle, fine, weights):
     return refine_by_hand(current, weights.middle_to_fine)[:, 0]
 
 
-@pytest.mark.parametrize(("variant", "layers"), [("b0", 1), ("b1", 2)])
-def test_golden(variant, layers):
-    golden = golden_io.load(f"op_aggregation_{variant}")
-    names = golden_io.aggregation_names(layers)
-    module = AffinityAggregation(PUBLISHED[variant])
-    module.load_state_dict(golden_io.rename(golden.group("state"), names))
-    inputs = {
-        name: tensor.squeeze(1).requires_grad_() for name, tensor in golden.group("input").items()
-    }
-    refined = module(inputs["affinity_1_32"], inputs["affinity_1_16"], inputs["affinity_1_8"])
-    golden_io.assert_output(refined, golden.tensors["output.refined"].squeeze(1))
-    refined.backward(golden.tensors["cotangent.refined"].squeeze(1))
-    golden_io.assert_gradients(
-        {name: tensor.grad for name, tensor in inputs.items()},
-        {name: tensor.squeeze(1) for name, tensor in golden.group("grad.input").items()},
-    )
-    golden_io.assert_gradients(
-        {name: parameter.grad for name, parameter in module.named_parameters()},
-        golden_io.rename(golden.group("grad.state"), names),
-        golden_io.biases_without_effect(module),
-    )
+@pytest.mark.parametrize("backend", ["eager", pytest.param("native", marks=needs_native)])
+@pytest.mark.parametrize("variant", golden_operators.VARIANTS)
+def test_golden(variant, backend):
+    with vss_kernels.backend(backend, "aggregate_affinity"):
+        golden_operators.check_aggregation(variant)
 
 
 @pytest.mark.parametrize(("variant", "height", "width"), [("b0", 1, 2), ("b1", 2, 1), ("b1", 1, 1)])
@@ -160,18 +147,6 @@ def test_autocast_casts_maps_and_weights():
     refined.sum().backward()
     assert refined.dtype == torch.bfloat16
     assert module.fine[0].conv.weight.grad.dtype == torch.float32
-
-
-def test_compiles_once_for_several_sizes():
-    module = AffinityAggregation(PUBLISHED["b1"])
-    counter = CompileCounter()
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
-    for size in ((5, 3, 4), (6, 2, 7)):
-        maps = make_maps(*size)
-        refined = compiled(*maps)
-        torch.testing.assert_close(refined, module(*maps))
-        refined.sum().backward()
-    assert counter.frame_count == 1
 
 
 def change_layer(weights, chain, **parts):

@@ -19,9 +19,8 @@ from tests.support.aggregation_cases import (
     make_parameters,
     numbers,
 )
-from tests.support.definitions import stored_in_order
+from tests.support.layouts import stored_in_order
 from tests.support.precision import assert_as_accurate_as_eager
-from tests.support.repeats import assert_repeatable
 from vss_kernels._runtime import native
 from vss_kernels.nn import AffinityAggregation
 
@@ -30,30 +29,6 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 # maps, rows and columns of the coarse grid
 SIZES = [(3, 4, 5), (2, 1, 9), (1, 3, 17), (2, 5, 2), (0, 2, 3)]
-
-
-@pytest.mark.parametrize(("variant", "layers"), [("b0", 1), ("b1", 2)])
-def test_golden(variant, layers):
-    golden = golden_io.load(f"op_aggregation_{variant}")
-    names = golden_io.aggregation_names(layers)
-    module = AffinityAggregation(PUBLISHED[variant])
-    module.load_state_dict(golden_io.rename(golden.group("state"), names))
-    inputs = {
-        name: tensor.squeeze(1).requires_grad_() for name, tensor in golden.group("input").items()
-    }
-    with vss_kernels.backend("native", "aggregate_affinity"):
-        refined = module(inputs["affinity_1_32"], inputs["affinity_1_16"], inputs["affinity_1_8"])
-    golden_io.assert_output(refined, golden.tensors["output.refined"].squeeze(1))
-    refined.backward(golden.tensors["cotangent.refined"].squeeze(1))
-    golden_io.assert_gradients(
-        {name: tensor.grad for name, tensor in inputs.items()},
-        {name: tensor.squeeze(1) for name, tensor in golden.group("grad.input").items()},
-    )
-    golden_io.assert_gradients(
-        {name: parameter.grad for name, parameter in module.named_parameters()},
-        golden_io.rename(golden.group("grad.state"), names),
-        golden_io.biases_without_effect(module),
-    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -153,42 +128,6 @@ def test_gradients_do_not_depend_on_which_others_are_wanted(chains, device):
             assert not needed or torch.equal(want, have)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_results_are_contiguous_repeatable_and_leave_nothing_unwritten(device):
-    chains = PUBLISHED["b1"]
-    coarse, middle, fine = make_maps(5, 3, 4, device=device)
-    fine = fine.transpose(1, 2).contiguous().transpose(1, 2)
-    inputs = (coarse, middle, fine, make_parameters(chains, device=device))
-    leaves = [tensor.requires_grad_() for tensor in inputs]
-
-    def run():
-        with vss_kernels.backend("native", "aggregate_affinity"):
-            refined = aggregate_with(chains)(*leaves)
-        return (refined, *torch.autograd.grad(refined.square().sum(), leaves))
-
-    assert_repeatable(run)
-
-
-def test_threads_do_not_change_the_result():
-    chains = PUBLISHED["b1"]
-    inputs = (*make_maps(7, 3, 4), make_parameters(chains))
-    layers = numbers(chains)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            refined, statistics = torch.ops.vss_kernels.aggregate_affinity(*inputs, layers)
-            grads = torch.ops.vss_kernels.aggregate_affinity_backward(
-                refined, *inputs, statistics, layers, [True] * 4
-            )
-            results.append((refined, *grads))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
-
-
 def test_biases_without_effect_get_next_to_no_gradient():
     # A norm over one channel takes the convolution's bias out again.
     module = AffinityAggregation(PUBLISHED["b0"])
@@ -207,3 +146,45 @@ def test_the_longest_program_fits():
     chains = ([(1, 1, 1)] * 6, [(1, 1, 1)] * 6, [(1, 1, 1)] * 4, [(1, 1, 1)] * 4, [(1, 1, 1)] * 4)
     inputs = (*make_maps(2, 2, 3), torch.rand(4 * 24))
     assert_as_accurate_as_eager(aggregate_with(chains), inputs, "aggregate_affinity", "native")
+
+
+@pytest.mark.parametrize(
+    ("chains", "reason"),
+    [
+        (([(9, 1, 1)], *PUBLISHED["b0"][1:]), "not of 9"),
+        (([(1, 1, 5), (1, 5, 1)], *PUBLISHED["b0"][1:]), "not from 1 to 5"),
+        (([(1, 1, 1)] * 21, *PUBLISHED["b0"][1:]), "up to 24 layers, not 25"),
+    ],
+)
+def test_what_native_refuses_eager_takes(chains, reason):
+    inputs = (*make_maps(2, 2, 3), make_parameters(chains))
+    with (
+        vss_kernels.backend("native", "aggregate_affinity"),
+        pytest.raises(vss_kernels.BackendError, match=reason),
+    ):
+        aggregate_with(chains)(*inputs)
+    assert aggregate_with(chains)(*inputs).shape == (2, 8, 12)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"middle": torch.zeros(2, 3, 6)}, ValueError),
+        ({"fine": torch.zeros(2, 8, 12).half()}, TypeError),
+        ({"parameters": torch.zeros(7)}, ValueError),
+        ({"layers": [1, 1, 1]}, ValueError),  # no five chain lengths
+        ({"layers": [1] * 5 + [2, 1, 1] * 5}, ValueError),  # an even kernel
+        ({"layers": [1] * 5 + [1, 2, 1] * 5}, ValueError),  # channels that nobody makes
+    ],
+)
+def test_a_direct_call_does_not_read_out_of_bounds(change, error):
+    coarse, middle, fine = make_maps(2, 2, 3)
+    arguments = {
+        "coarse": coarse,
+        "middle": middle,
+        "fine": fine,
+        "parameters": make_parameters(PUBLISHED["b0"]),
+        "layers": numbers(PUBLISHED["b0"]),
+    }
+    with pytest.raises(error, match="aggregate_affinity"):
+        torch.ops.vss_kernels.aggregate_affinity(**{**arguments, **change})

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vss_kernels
-from tests.support.definitions import stored_in_order
+from tests.support.layouts import stored_in_order
 from tests.support.precision import SLACK, error
 from vss_kernels import attend_selected
 
@@ -73,8 +73,8 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda *a: attend_selected(*a, index), inputs)
 
 
-@pytest.mark.parametrize("sizes", [(0, 2, 3, 4, 5, 6), (2, 0, 3, 4, 5, 6), (2, 1, 3, 0, 5, 6)])
-def test_empty_inputs(sizes):
+@pytest.mark.parametrize("sizes", [(2, 0, 3, 4, 5, 6), (2, 1, 3, 0, 5, 6)])
+def test_no_references_or_target_tokens(sizes):
     affinity, value, index = make_inputs(sizes)
     value.requires_grad_()
     attended = attend_selected(affinity, value, index)
@@ -82,25 +82,6 @@ def test_empty_inputs(sizes):
     attended.sum().backward()
     assert value.grad is not None
     assert not value.grad.any()
-
-
-def test_autocast_gives_its_dtype():
-    affinity, value, index = make_inputs((1, 2, 3, 4, 5, 6))
-    with torch.autocast("cpu", torch.bfloat16):
-        attended = attend_selected(affinity, value, index)
-    assert attended.dtype == torch.bfloat16
-    assert torch.equal(attended, attend_selected(affinity.bfloat16(), value.bfloat16(), index))
-
-
-def test_compiles_without_graph_breaks_at_several_sizes():
-    compiled = torch.compile(attend_selected, fullgraph=True, dynamic=True, backend="aot_eager")
-    for sizes in ((2, 3, 4, 9, 7, 8), (3, 2, 5, 11, 6, 4)):
-        affinity, value, index = make_inputs(sizes)
-        affinity.requires_grad_()
-        attended = compiled(affinity, value, index)
-        torch.testing.assert_close(attended, attend_selected(affinity, value, index))
-        attended.sum().backward()
-        assert affinity.grad is not None
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._dynamo.testing import CompileCounter
 
 import vss_kernels
-from tests.support.definitions import stored_in_order
 from tests.support.focal_cases import GEOMETRIES, SMALL, make_inputs
+from tests.support.layouts import stored_in_order
 from tests.support.precision import SLACK, error
 from vss_kernels import FocalGeometry, PooledLevel, focal_attention
 from vss_kernels.focal_attention.geometry import PADDING, key_table, relative_position_index
@@ -189,27 +188,6 @@ def test_half_precision_softmax_is_wide(dtype):
     pairs = [tuple(tensor.double() for tensor in pair) for pair in pooled]
     wide = (query.double() * 0, key.double(), value.double(), pairs, bias.double() * 0 + 200)
     assert error(attended, focal_attention(*wide, SMALL)) < 4 * SLACK[dtype]
-
-
-def test_autocast_gives_its_dtype():
-    inputs = make_inputs(SMALL, (1, 1))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert focal_attention(*inputs, SMALL).dtype == torch.bfloat16
-
-
-def test_compiles_once_for_several_sizes():
-    # Only captures the graph: lowering it with symbolic sizes takes a minute.
-    counter = CompileCounter()
-    compiled = torch.compile(focal_attention, fullgraph=True, dynamic=True, backend=counter)
-    for windows in ((5, 7), (3, 4)):
-        query, key, value, pooled, bias = make_inputs(SMALL, windows)
-        query.requires_grad_()
-        attended = compiled(query, key, value, pooled, bias, SMALL)
-        expected = focal_attention(query, key, value, pooled, bias, SMALL)
-        torch.testing.assert_close(attended, expected)
-        attended.sum().backward()
-        assert query.grad is not None
-    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize(

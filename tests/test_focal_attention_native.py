@@ -8,16 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vss_kernels
-from tests.support.definitions import stored_in_order
 from tests.support.focal_cases import GEOMETRIES, SMALL, flat_inputs, make_inputs, token_inputs
+from tests.support.layouts import stored_in_order
 from tests.support.precision import assert_as_accurate_as_eager, outputs_and_gradients
-from tests.support.repeats import assert_repeatable
 from vss_kernels import FocalGeometry, PooledLevel, focal_attention
 from vss_kernels._runtime import native
 from vss_kernels.focal_attention import attend_tokens
 from vss_kernels.focal_attention.geometry import key_table
 from vss_kernels.focal_attention.key_value_layout import as_buffer
-from vss_kernels.focal_attention.op import geometry_settings
 from vss_kernels.nn import FocalBlock
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
@@ -102,57 +100,6 @@ def test_nan_is_passed_on():
     assert attended.isnan().sum() == attended[0, 1, 2].numel()
 
 
-def test_registration():
-    query, key_value, bias = token_inputs(SMALL, (1, 2), dim=4, batch=1)
-    sizes = (1, 2, geometry_settings(SMALL), False)
-    for needs in ((True, True, True), (False, True, False)):
-        inputs = [
-            tensor.clone().requires_grad_(needed)
-            for tensor, needed in zip((query.flatten(1, 2), key_value, bias), needs, strict=True)
-        ]
-        torch.library.opcheck(torch.ops.vss_kernels.focal_attention.default, (*inputs, *sizes))
-    inputs = (query.flatten(1, 2), key_value, bias)
-    out, statistics = torch.ops.vss_kernels.focal_attention(*inputs, *sizes)
-    torch.library.opcheck(
-        torch.ops.vss_kernels.focal_attention_backward.default,
-        (torch.randn_like(out), *inputs, out, statistics, *sizes),
-        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
-    )
-
-
-def test_results_are_contiguous_repeatable_and_leave_nothing_unwritten():
-    run, inputs = flat_inputs(FocalGeometry(), (2, 2), 2, 2, 16)
-    leaves = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in inputs]
-    leaves = [tensor.requires_grad_() for tensor in leaves]
-
-    def step():
-        out = run(*leaves)
-        return (out, *torch.autograd.grad(out.square().sum(), leaves))
-
-    assert_repeatable(step, contiguous_gradients=False)
-
-
-def test_compiles_without_graph_breaks_at_several_sizes():
-    compiled = torch.compile(attend_tokens, fullgraph=True, dynamic=True, backend="aot_eager")
-    for grid in ((5, 7), (3, 4)):
-        query, key_value, bias = token_inputs(SMALL, grid)
-        leaves = [tensor.requires_grad_() for tensor in (query, key_value, bias)]
-        expected = attend_tokens(*leaves, SMALL)
-        attended = compiled(*leaves, SMALL)
-        torch.testing.assert_close(attended, expected, rtol=0, atol=0)
-        grads = torch.autograd.grad(attended.sum(), leaves)
-        for have, want in zip(grads, torch.autograd.grad(expected.sum(), leaves), strict=True):
-            torch.testing.assert_close(have, want, rtol=0, atol=0)
-
-
-def test_a_second_derivative_is_refused():
-    query, key_value, bias = token_inputs(SMALL, (1, 1))
-    out = attend_tokens(query.requires_grad_(), key_value, bias, SMALL)
-    (grad,) = torch.autograd.grad(out.square().sum(), query, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"focal_attention.*no second derivative"):
-        grad.sum().backward()
-
-
 def test_tables_made_in_inference_mode_serve_training():
     geometry = FocalGeometry(3, 1, (PooledLevel(7, 1),))
     inputs = token_inputs(geometry, (1, 3))
@@ -173,13 +120,8 @@ def test_a_broken_table_is_refused():
             torch.ops.vss_kernels.focal_attend(query.flatten(1, 2), key_value, bias, broken)
 
 
-def test_float64_and_wrong_buffers_are_refused():
+def test_wrong_buffers_are_refused():
     query, key_value, bias = token_inputs(SMALL, (1, 2))
-    with (
-        vss_kernels.backend("native"),
-        pytest.raises(vss_kernels.BackendError, match=r"focal_attention.*native.*float64"),
-    ):
-        attend_tokens(query.double(), key_value.double(), bias.double(), SMALL)
     with pytest.raises(ValueError, match=r"key_value must have shape \(2, "):
         attend_tokens(query, key_value[:, 1:], bias, SMALL)
     with pytest.raises(TypeError, match=r"bias is torch\.float16"):

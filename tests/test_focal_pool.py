@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 import vss_kernels
 from tests.support.precision import assert_as_accurate_as_eager
-from tests.support.repeats import assert_repeatable, assert_replays
 from vss_kernels import focal_pool
 from vss_kernels._runtime import native
 
@@ -110,73 +109,6 @@ def test_native_at_odd_sizes_and_strides(height, width, channels, side, rows, co
     )
 
 
-@needs_native
-@pytest.mark.parametrize("device", DEVICES)
-def test_registration(device):
-    x, weight, bias, cells = make_inputs(SIZES[2], device=device)
-    for needs in ((True, True, True), (False, True, False)):
-        inputs = [
-            tensor.clone().requires_grad_(needed)
-            for tensor, needed in zip((x, weight, bias), needs, strict=True)
-        ]
-        torch.library.opcheck(torch.ops.vss_kernels.focal_pool.default, (*inputs, list(cells)))
-        grad = torch.randn_like(focal_pool(x, weight, bias, cells))
-        torch.library.opcheck(
-            torch.ops.vss_kernels.focal_pool_backward.default,
-            (grad, x, weight, list(needs)),
-            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
-        )
-
-
-@needs_native
-@pytest.mark.parametrize("device", DEVICES)
-def test_results_are_contiguous_and_leave_nothing_unwritten(device):
-    x, weight, bias, cells = make_inputs(SIZES[1], device=device)
-    x = x.permute(0, 2, 1, 3).requires_grad_()
-
-    def run():
-        out = focal_pool(x, weight.requires_grad_(), bias.requires_grad_(), cells)
-        return (out, *torch.autograd.grad(out.square().sum(), (x, weight, bias)))
-
-    assert_repeatable(run)
-
-
-@needs_native
-def test_compiles_without_graph_breaks_at_several_sizes():
-    compiled = torch.compile(focal_pool, fullgraph=True, dynamic=True, backend="aot_eager")
-    for size in (SIZES[1], SIZES[2]):
-        x, weight, bias, cells = make_inputs(size)
-        x.requires_grad_()
-        out = compiled(x, weight, bias, cells)
-        torch.testing.assert_close(out, focal_pool(x, weight, bias, cells))
-        out.sum().backward()
-        assert x.grad is not None
-        assert x.grad.isfinite().all()
-
-
-@needs_native
-def test_a_second_derivative_is_refused():
-    x, weight, bias, cells = make_inputs(SIZES[2])
-    x.requires_grad_()
-    with vss_kernels.backend("native"):
-        (grad,) = torch.autograd.grad(
-            focal_pool(x, weight.requires_grad_(), bias, cells).square().sum(), x, create_graph=True
-        )
-    with pytest.raises(RuntimeError, match=r"focal_pool.*no second derivative"):
-        grad.sum().backward()
-
-
-@pytest.mark.parametrize("backend", ["eager", pytest.param("native", marks=needs_native)])
-def test_autocast_casts_and_keeps_gradients_in_float32(backend):
-    x, weight, bias, cells = make_inputs(SIZES[2])
-    with vss_kernels.backend(backend), torch.autocast("cpu", torch.bfloat16):
-        out = focal_pool(x, weight.requires_grad_(), bias, cells)
-    out.sum().backward()
-    assert out.dtype == torch.bfloat16
-    assert weight.grad is not None
-    assert weight.grad.dtype == torch.float32
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -200,26 +132,3 @@ def test_bad_input_is_named(change, error, message):
     }
     with pytest.raises(error, match=message):
         focal_pool(**{**arguments, **change})
-
-
-@needs_native
-def test_native_refuses_float64():
-    x, weight, bias, cells = make_inputs(SIZES[2], torch.float64)
-    with (
-        vss_kernels.backend("native"),
-        pytest.raises(vss_kernels.BackendError, match=r"focal_pool.*native.*float64"),
-    ):
-        focal_pool(x, weight, bias, cells)
-
-
-@needs_native
-@pytest.mark.gpu
-def test_runs_inside_a_cuda_graph():
-    x, weight, bias, cells = make_inputs(SIZES[1], device="cuda")
-    leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
-
-    def run():
-        out = focal_pool(*leaves, cells)
-        return (out, *torch.autograd.grad(out.sum(), leaves))
-
-    assert_replays(run)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vss_kernels
-from tests.support.definitions import resize, stored_in_order
+from tests.support.definitions import resize
+from tests.support.layouts import stored_in_order
 from tests.support.precision import SLACK, assert_as_accurate_as_eager, error
-from tests.support.repeats import assert_repeatable, assert_replays
 from vss_kernels import fuse_pyramid
 from vss_kernels._runtime import native
 
@@ -126,102 +126,6 @@ def test_native_reads_parts_of_larger_maps(device):
         assert_as_accurate_as_eager(lambda *a: fuse_pyramid(a), levels, "fuse_pyramid", "native")
 
 
-@needs_native
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), CHANNELS_LAST], ids=str)
-def test_registration(order, device):
-    levels = [stored_in_order(level, order) for level in make_levels(*CASES[0], device=device)]
-    for needs in (
-        (True, True, True, True),
-        (False, True, False, True),
-        (True, False, False, False),
-    ):
-        inputs = [
-            level.clone().requires_grad_(needed)
-            for level, needed in zip(levels, needs, strict=True)
-        ]
-        torch.library.opcheck(torch.ops.vss_kernels.fuse_pyramid.default, (inputs,))
-    torch.library.opcheck(
-        torch.ops.vss_kernels.fuse_pyramid_backward.default,
-        (torch.randn_like(levels[0]), [12, 20, 3, 5]),
-        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
-    )
-
-
-@needs_native
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), CHANNELS_LAST], ids=str)
-def test_results_are_contiguous_and_leave_nothing_unwritten(order, device):
-    levels = [
-        stored_in_order(level, order).requires_grad_()
-        for level in make_levels(*CASES[1], device=device)
-    ]
-
-    def run():
-        with vss_kernels.backend("native"):
-            out = fuse_pyramid(levels)
-        return (out, *torch.autograd.grad(out.square().sum(), levels))
-
-    assert_repeatable(run)
-
-
-@needs_native
-def test_the_number_of_threads_changes_no_bit():
-    levels = [level.requires_grad_() for level in make_levels(1, 40, ((40, 50), (20, 25), (5, 7)))]
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            with vss_kernels.backend("native"):
-                out = fuse_pyramid(levels)
-            results.append((out, *torch.autograd.grad(out.square().sum(), levels)))
-    finally:
-        torch.set_num_threads(threads)
-    for first, second in zip(*results, strict=True):
-        assert torch.equal(first, second)
-
-
-@pytest.mark.parametrize("backend", ["eager", pytest.param("native", marks=needs_native)])
-def test_autocast_casts_and_keeps_gradients_in_float32(backend):
-    levels = make_levels(1, 2, [(4, 4), (2, 2)])
-    levels[1].requires_grad_()
-    with vss_kernels.backend(backend), torch.autocast("cpu", torch.bfloat16):
-        fused = fuse_pyramid([levels[0].bfloat16(), levels[1]])
-    fused.sum().backward()
-    assert fused.dtype == torch.bfloat16
-    assert levels[1].grad is not None
-    assert levels[1].grad.dtype == torch.float32
-
-
-@pytest.mark.parametrize("backend", ["eager", pytest.param("native", marks=needs_native)])
-def test_compiles_without_graph_breaks_at_several_sizes(backend):
-    compiled = torch.compile(fuse_pyramid, fullgraph=True, dynamic=True, backend="aot_eager")
-    with vss_kernels.backend(backend):
-        for size in (8, 12):
-            levels = make_levels(2, 3, [(size, size + 2), (size // 2, size // 2 + 1)])
-            for level in levels:
-                level.requires_grad_()
-            fused = compiled(levels)
-            torch.testing.assert_close(fused, fuse_pyramid(levels))
-            cotangent = torch.randn_like(fused)
-            grads = torch.autograd.grad(fused, levels, cotangent)
-            expected = torch.autograd.grad(fuse_pyramid(levels), levels, cotangent)
-            for grad, want in zip(grads, expected, strict=True):
-                torch.testing.assert_close(grad, want)
-
-
-@needs_native
-def test_a_second_derivative_is_refused():
-    levels = [level.requires_grad_() for level in make_levels(1, 2, [(4, 4), (2, 2)])]
-    with vss_kernels.backend("native"):
-        (grad,) = torch.autograd.grad(
-            fuse_pyramid(levels).square().sum(), levels[1:], create_graph=True
-        )
-    with pytest.raises(RuntimeError, match=r"fuse_pyramid.*no second derivative"):
-        grad.sum().backward()
-
-
 @pytest.mark.parametrize(
     ("levels", "error_type", "message"),
     [
@@ -262,17 +166,13 @@ def test_native_says_that_it_cannot_align_corners():
 
 
 @needs_native
-@pytest.mark.parametrize(
-    ("levels", "message"),
-    [
-        (make_levels(1, 1, [(2, 2)], torch.float64), "not in torch.float64"),
-        (make_levels(1, 1, [(2, 2)] * 9), "up to 8 levels, not 9"),
-    ],
-)
-def test_native_says_what_it_refuses(levels, message):
+def test_native_refuses_more_levels_than_it_has_room_for():
+    levels = make_levels(1, 1, [(2, 2)] * 9)
     with (
         vss_kernels.backend("native"),
-        pytest.raises(vss_kernels.BackendError, match=rf"fuse_pyramid.*native.*{message}"),
+        pytest.raises(
+            vss_kernels.BackendError, match=r"fuse_pyramid.*native.*up to 8 levels, not 9"
+        ),
     ):
         fuse_pyramid(levels)
     assert fuse_pyramid(levels).shape == (1, 1, 2, 2)
@@ -296,19 +196,3 @@ def test_a_direct_call_does_not_read_out_of_bounds():
     for sizes in ([5, 4], [0, 1], [2]):
         with pytest.raises(ValueError, match="fuse_pyramid_backward"):
             operators.fuse_pyramid_backward(level, sizes)
-
-
-@needs_native
-@pytest.mark.gpu
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), CHANNELS_LAST], ids=str)
-def test_runs_inside_a_cuda_graph(order):
-    levels = [
-        stored_in_order(level, order).requires_grad_()
-        for level in make_levels(*CASES[0], device="cuda")
-    ]
-
-    def run():
-        out = fuse_pyramid(levels)
-        return (out, *torch.autograd.grad(out, levels, out.detach()))
-
-    assert_replays(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support import golden_io
+from tests.support import golden_io, golden_operators
 from tests.support.aggregation_cases import KEEP, PUBLISHED
 from vss_kernels import FocalGeometry, PooledLevel
 from vss_kernels.nn import (
@@ -16,37 +16,10 @@ from vss_kernels.nn import (
     RelationAffinity,
 )
 
-SCALES = (2, 3, 4)
 
-
-@pytest.mark.parametrize(("variant", "layers"), [("b0", 1), ("b1", 2)])
-def test_relation_affinity_golden(variant, layers):
-    golden = golden_io.load(f"op_affinity_{variant}")
-    names = golden_io.relation_names(layers)
-    module = RelationAffinity((16, 40, 64), PUBLISHED[variant], KEEP[variant])
-    assert (module.top, module.keep) == (
-        int(golden.metadata["topk"]),
-        float(golden.metadata["num_select_ratio"]),
-    )
-    module.load_state_dict(golden_io.rename(golden.group("state"), names))
-    inputs = {name: tensor.requires_grad_() for name, tensor in golden.group("input").items()}
-    affinity, index = module(
-        [inputs[f"target_scale{scale}"].squeeze(1) for scale in SCALES],
-        [inputs[f"reference_scale{scale}"] for scale in SCALES],
-    )
-    expected_mask = golden.tensors["output.token_mask"]
-    mask = torch.zeros_like(expected_mask).scatter_(2, index, 1)
-    assert torch.equal(mask, expected_mask)
-    golden_io.assert_output(affinity.mT, golden.tensors["output.affinity"])
-    affinity.backward(golden.tensors["cotangent.affinity"].mT)
-    golden_io.assert_gradients(
-        {name: tensor.grad for name, tensor in inputs.items()}, golden.group("grad.input")
-    )
-    golden_io.assert_gradients(
-        {name: parameter.grad for name, parameter in module.named_parameters()},
-        golden_io.rename(golden.group("grad.state"), names),
-        golden_io.biases_without_effect(module),
-    )
+@pytest.mark.parametrize("variant", golden_operators.VARIANTS)
+def test_relation_affinity_golden(variant):
+    golden_operators.check_relation(variant)
 
 
 def to_windows(x: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vss_kernels
-from tests.support.definitions import stored_in_order
+from tests.support.layouts import stored_in_order
 from vss_kernels import select_tokens
 
 HALVES = [torch.float16, torch.bfloat16]

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 
 import vss_kernels
 from tests.support import golden_io
-from tests.support.definitions import resize, stored_in_order
+from tests.support.definitions import resize
+from tests.support.layouts import stored_in_order
 from vss_kernels import upsample_argmax
+from vss_kernels._runtime import native
 
+needs_native = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -72,23 +75,16 @@ def test_has_no_gradient_and_takes_empty_batches():
     assert upsample_argmax(logits[:0], (5, 6), (3, 3)).shape == (0, 5, 6)
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("native", marks=needs_native)])
 @pytest.mark.parametrize(
     "name", ["cffm_depth1_64x64", "mrcfa_b0_96x128", "mrcfa_b1_96x160", "mrcfa_b2_128x96"]
 )
-def test_golden_labels_after_two_resizes(name):
+def test_golden_labels_after_two_resizes(name, backend):
     golden = golden_io.load(name).tensors
     height, width = golden["input.clip"].shape[-2:]
-    prediction = upsample_argmax(golden["eval.logits"], (height - 5, width - 3), (height, width))
-    expected = golden["eval.pred_labels"].reshape(prediction.shape)
-    assert torch.equal(prediction, expected)
-
-
-def test_compiles_without_graph_breaks_at_several_sizes():
-    compiled = torch.compile(upsample_argmax, fullgraph=True, dynamic=True, backend="aot_eager")
-    for size in (3, 5):
-        logits = torch.randn(2, 4, size, size + 1)
-        arguments = (logits, (4 * size, 3 * size), (size + 2, size + 4))
-        assert torch.equal(compiled(*arguments), upsample_argmax(*arguments))
+    with vss_kernels.backend(backend, "upsample_argmax"):
+        classes = upsample_argmax(golden["eval.logits"], (height - 5, width - 3), (height, width))
+    assert torch.equal(classes, golden["eval.pred_labels"].reshape(classes.shape))
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import vss_kernels
-from tests.support.definitions import stored_in_order
+from tests.support.layouts import stored_in_order
 from tests.support.memory import MIB, peak_memory
 from tests.support.precision import SLACK, assert_as_accurate_as_eager, outputs_and_gradients
-from tests.support.repeats import assert_repeatable, assert_replays
 from tests.support.upsample_cases import DEVICES, DTYPES, SIZES, make_case
 from vss_kernels import upsample_argmax, upsample_cross_entropy
 from vss_kernels._runtime import native
@@ -194,112 +193,9 @@ def test_logits_that_are_not_finite_are_not_overlooked(value):
     assert not upsample_cross_entropy(logits, labels, ignore_index=127).isfinite()
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_registration(device):
-    logits, labels = make_case(SIZES[1], device=device)
-    weights = torch.rand(124, device=device)
-    operators = torch.ops.vss_kernels
-    for reduction, class_weights, smoothing in (("mean_all", None, 0.0), ("none", weights, 0.1)):
-        arguments = (labels, class_weights, 127, reduction, smoothing)
-        leaf = logits.clone().requires_grad_()
-        torch.library.opcheck(operators.upsample_cross_entropy.default, (leaf, *arguments))
-        loss, log_sums, scale = operators.upsample_cross_entropy(logits, *arguments)
-        torch.library.opcheck(
-            operators.upsample_cross_entropy_backward.default,
-            (torch.ones_like(loss), scale, log_sums, logits, labels, class_weights, 127, smoothing),
-            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
-        )
-    for confidence in (False, True):
-        torch.library.opcheck(
-            operators.upsample_argmax.default, (logits, [9, 11], [8, 13], confidence)
-        )
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_results_are_deterministic_and_leave_nothing_unwritten(device):
-    logits, labels = make_case(SIZES[1], device=device)
-    logits = logits.permute(0, 1, 3, 2).requires_grad_()
-
-    def run():
-        loss = upsample_cross_entropy(logits, labels, ignore_index=127, reduction="none")
-        (grad,) = torch.autograd.grad(loss.square().sum(), logits)
-        mean = upsample_cross_entropy(logits, labels, ignore_index=127, reduction="mean")
-        _, confidence = upsample_argmax(logits, (30, 40), (20, 50), confidence=True)
-        return loss, grad, mean, confidence
-
-    assert_repeatable(run)
-
-
-def test_the_number_of_threads_changes_no_bit():
-    """Bands of the backward pass depend on it, but not the order of any sum."""
-    logits, labels = make_case((1, 11, (40, 9), (90, 30)))
-    logits.requires_grad_()
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 7):
-            torch.set_num_threads(threads)
-            loss = upsample_cross_entropy(logits, labels, ignore_index=127)
-            results.append((loss, *torch.autograd.grad(loss, logits)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-def test_both_compile_without_graph_breaks_at_several_sizes():
-    options = {"fullgraph": True, "dynamic": True, "backend": "aot_eager"}
-    loss = torch.compile(upsample_cross_entropy, **options)
-    argmax = torch.compile(upsample_argmax, **options)
-    for size in SIZES[:2]:
-        logits, labels = make_case(size)
-        logits.requires_grad_()
-        out = loss(logits, labels, ignore_index=127)
-        torch.testing.assert_close(out, upsample_cross_entropy(logits, labels, ignore_index=127))
-        out.backward()
-        assert logits.grad is not None
-        assert torch.equal(argmax(logits, (11, 17)), upsample_argmax(logits, (11, 17)))
-
-
-def test_a_second_derivative_is_refused():
-    logits, labels = make_case(SIZES[0])
-    logits.requires_grad_()
-    loss = upsample_cross_entropy(logits, labels, ignore_index=127)
-    (grad,) = torch.autograd.grad(loss, logits, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"upsample_cross_entropy.*no second derivative"):
-        grad.sum().backward()
-
-
-def test_autocast_changes_nothing():
-    logits, labels = make_case(SIZES[0])
-    expected = upsample_cross_entropy(logits, labels, ignore_index=127)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(upsample_cross_entropy(logits, labels, ignore_index=127), expected)
-
-
-def test_float64_is_refused_by_name():
-    logits, labels = make_case(SIZES[0], torch.float64)
-    with pytest.raises(vss_kernels.BackendError, match=r"upsample_cross_entropy.*float64"):
-        upsample_cross_entropy(logits, labels, ignore_index=127)
-    with pytest.raises(vss_kernels.BackendError, match=r"upsample_argmax.*float64"):
-        upsample_argmax(logits, (4, 4))
-
-
 def test_aligned_corners_are_refused_by_name():
     logits, labels = make_case(SIZES[0])
     with pytest.raises(vss_kernels.BackendError, match=r"cross_entropy.*align_corners=False only"):
         upsample_cross_entropy(logits, labels, ignore_index=127, align_corners=True)
     with pytest.raises(vss_kernels.BackendError, match=r"argmax.*align_corners=False only"):
         upsample_argmax(logits, (4, 4), align_corners=True)
-
-
-@pytest.mark.gpu
-def test_runs_inside_a_cuda_graph():
-    logits, labels = make_case(SIZES[0], device="cuda")
-    logits.requires_grad_()
-
-    def step():
-        loss = upsample_cross_entropy(logits, labels, ignore_index=127)
-        return loss, *torch.autograd.grad(loss, logits), upsample_argmax(logits, (30, 40), (36, 48))
-
-    assert_replays(step)

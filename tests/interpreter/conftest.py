@@ -29,12 +29,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Golden answers are float32; on a GPU cuDNN's convolutions would round to TF32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-@pytest.fixture(autouse=True)
-def _products_in_a_gpus_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What passes must not depend on the CPU whose BLAS the interpreter would use."""
-    if triton_support.INTERPRETED:
-        from tests.support.triton_products import sum_products_in_order
-
-        sum_products_in_order(monkeypatch)

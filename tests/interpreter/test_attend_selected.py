@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import vss_kernels
 from tests.support.precision import assert_as_accurate_as_eager
-from tests.support.repeats import assert_repeatable
 from tests.support.triton_machine import DEVICE, DTYPES
 from vss_kernels import attend_selected
 
@@ -48,64 +46,9 @@ def test_large_affinities_do_not_overflow():
     )
 
 
-def test_permuted_inputs():
-    affinity, value, index = make_inputs(SIZES[0])
-    inputs = (
-        affinity.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
-        value.mT.contiguous().mT,
-        index.mT.contiguous().mT,
-    )
-    assert_as_accurate_as_eager(attend_selected, inputs, "attend_selected", "triton")
-
-
 def test_a_position_given_twice_gets_both_gradients():
     affinity, value, index = make_inputs(SIZES[0])
     index[..., 1] = index[..., 4]
     assert_as_accurate_as_eager(
         attend_selected, (affinity, value, index), "attend_selected", "triton"
     )
-
-
-def test_results_are_repeatable_and_leave_nothing_unwritten():
-    affinity, value, index = make_inputs((1, 1, 4, 600, 6, 8))
-    leaves = (affinity.requires_grad_(), value.requires_grad_())
-
-    def run():
-        with vss_kernels.backend("triton"):
-            out = attend_selected(*leaves, index)
-        return (out, *torch.autograd.grad(out.square().sum(), leaves))
-
-    assert_repeatable(run)
-
-
-def test_registration():
-    affinity, value, index = make_inputs((1, 2, 3, 5, 6, 8))
-    ops = torch.ops.vss_kernels
-    leaves = (affinity.requires_grad_(), value.requires_grad_())
-    torch.library.opcheck(ops.attend_selected.default, (*leaves, index))
-    out, statistics = ops.attend_selected(affinity.detach(), value.detach(), index)
-    for needs in ([True, False], [False, True]):
-        torch.library.opcheck(
-            ops.attend_selected_backward.default,
-            (torch.randn_like(out), affinity.detach(), statistics, value.detach(), index, needs),
-            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
-        )
-
-
-def test_a_second_derivative_is_refused():
-    affinity, value, index = make_inputs((1, 1, 3, 5, 6, 8))
-    affinity.requires_grad_()
-    with vss_kernels.backend("triton"):
-        out = attend_selected(affinity, value.requires_grad_(), index).square().sum()
-        (grad,) = torch.autograd.grad(out, affinity, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"attend_selected.*no second derivative"):
-        grad.sum().backward()
-
-
-def test_refuses_float64():
-    inputs = make_inputs(SIZES[0], torch.float64)
-    with (
-        vss_kernels.backend("triton"),
-        pytest.raises(vss_kernels.BackendError, match=r"attend_selected.*triton.*float64"),
-    ):
-        attend_selected(*inputs)

@@ -6,14 +6,11 @@ import pytest
 import torch
 
 import vss_kernels
-from tests.support.definitions import stored_in_order
 from tests.support.focal_cases import SMALL, flat_inputs, token_inputs
 from tests.support.precision import assert_as_accurate_as_eager
-from tests.support.repeats import assert_repeatable
 from tests.support.triton_machine import DEVICE, DTYPES
 from vss_kernels import FocalGeometry, PooledLevel
 from vss_kernels.focal_attention import attend_tokens
-from vss_kernels.focal_attention.op import geometry_settings
 from vss_kernels.focal_attention.tables import LONGEST_ITEM, inverse_tables
 
 # geometry, grid of windows, clips, heads, channels of a head
@@ -48,15 +45,6 @@ def test_some_tiles_are_shared_by_several_items():
     inverse = inverse_tables.get(geometry, grid, torch.device(DEVICE))
     assert inverse.num_parts > 0
     assert max((inverse.items[:, 2] - inverse.items[:, 1]).tolist()) == LONGEST_ITEM
-
-
-def test_permuted_inputs():
-    run, inputs = flat_inputs(SMALL, (2, 1), 2, 2, 8, device=DEVICE)
-    orders = ((4, 3, 2, 1, 0), (0, 3, 1, 2, 4), (1, 2, 4, 0, 3))
-    permuted = [
-        stored_in_order(tensor, order) for tensor, order in zip(inputs[:3], orders, strict=True)
-    ]
-    assert_as_accurate_as_eager(run, (*permuted, *inputs[3:]), "focal_attention", "triton")
 
 
 def test_logits_far_apart():
@@ -101,25 +89,6 @@ def test_a_buffer_with_gaps():
         "focal_attention",
         "triton",
     )
-
-
-def test_registration():
-    geometry = FocalGeometry(2, 1, (PooledLevel(1, 1),))
-    query, key_value, bias = token_inputs(geometry, (1, 1), heads=1, dim=4, batch=1, device=DEVICE)
-    sizes = (1, 1, geometry_settings(geometry), True)
-    inputs = [tensor.requires_grad_() for tensor in (query.flatten(1, 2), key_value, bias)]
-    torch.library.opcheck(torch.ops.vss_kernels.focal_attention.default, (*inputs, *sizes))
-
-
-def test_results_are_repeatable_and_leave_nothing_unwritten():
-    run, inputs = flat_inputs(SMALL, (3, 4), 1, 1, 8, device=DEVICE)
-    leaves = [tensor.requires_grad_() for tensor in inputs]
-
-    def step():
-        out = run(*leaves)
-        return (out, *torch.autograd.grad(out.square().sum(), leaves))
-
-    assert_repeatable(step, contiguous_gradients=False)
 
 
 def test_too_many_channels_are_refused():

@@ -9,7 +9,6 @@ from torch import Tensor
 import vss_kernels
 from tests.support.precision import assert_as_accurate_as_eager
 from tests.support.relation_cases import make_index, make_tokens
-from tests.support.repeats import assert_repeatable
 from tests.support.triton_machine import DEVICE, DTYPES
 from vss_kernels import masked_affinity
 
@@ -39,16 +38,6 @@ def test_is_as_accurate_as_eager(size, dtype):
     )
 
 
-def test_permuted_inputs():
-    target, reference, index = make_inputs(SIZES[0])
-    inputs = (
-        target.mT.contiguous().mT,
-        reference.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0),
-        index.mT.contiguous().mT,
-    )
-    assert_as_accurate_as_eager(masked_affinity, inputs, "masked_affinity", "triton")
-
-
 def test_a_position_given_twice_gets_both_gradients():
     target, reference, index = make_inputs(SIZES[0])
     index[..., 1] = index[..., 4]
@@ -71,51 +60,11 @@ def test_long_sums_are_split_and_still_bitwise_repeatable():
     assert_as_accurate_as_eager(masked_affinity, inputs, "masked_affinity", "triton")
 
 
-def test_results_are_repeatable_and_leave_nothing_unwritten():
-    target, reference, index = make_inputs(SIZES[0])
-    leaves = (target.requires_grad_(), reference.requires_grad_())
-
-    def run():
-        with vss_kernels.backend("triton"):
-            out = masked_affinity(*leaves, index)
-        return (out, *torch.autograd.grad(out.square().sum(), leaves))
-
-    assert_repeatable(run)
-
-
-def test_registration():
-    target, reference, index = make_inputs((1, 2, 5, 6, 3, 8))
-    ops = torch.ops.vss_kernels
-    leaves = (target.requires_grad_(), reference.requires_grad_())
-    torch.library.opcheck(ops.masked_affinity.default, (*leaves, index))
-    grad = torch.randn(1, 2, 3, 5, device=DEVICE)
-    for needs in ([True, False], [False, True]):
-        torch.library.opcheck(
-            ops.masked_affinity_backward.default,
-            (grad, target.detach(), reference.detach(), index, needs),
-            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
-        )
-
-
-def test_a_second_derivative_is_refused():
-    target, reference, index = make_inputs((1, 1, 5, 6, 3, 8))
-    target.requires_grad_()
-    with vss_kernels.backend("triton"):
-        out = masked_affinity(target, reference.requires_grad_(), index).square().sum()
-        (grad,) = torch.autograd.grad(out, target, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"masked_affinity.*no second derivative"):
-        grad.sum().backward()
-
-
-@pytest.mark.parametrize(
-    ("channels", "dtype", "message"),
-    [(12, torch.float32, "multiples of 8"), (8, torch.float64, "float64")],
-)
-def test_refusals_name_the_reason(channels, dtype, message):
-    target, reference, index = make_inputs((1, 1, 5, 6, 3, channels), dtype)
+def test_channels_that_no_tile_divides_are_refused():
+    target, reference, index = make_inputs((1, 1, 5, 6, 3, 12))
     with (
         vss_kernels.backend("triton"),
-        pytest.raises(vss_kernels.BackendError, match=rf"masked_affinity.*triton.*{message}"),
+        pytest.raises(vss_kernels.BackendError, match=r"masked_affinity.*triton.*multiples of 8"),
     ):
         masked_affinity(target, reference, index)
 

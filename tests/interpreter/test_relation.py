@@ -7,44 +7,17 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import vss_kernels
-from tests.support import golden_io
-from tests.support.aggregation_cases import KEEP, PUBLISHED
+from tests.support import golden_operators
 from tests.support.triton_machine import DEVICE
 from vss_kernels import attend_selected
-from vss_kernels.nn import RelationAffinity
 
-SCALES = (2, 3, 4)
 OPERATORS = ("select_tokens", "masked_affinity", "attend_selected")
 
 
-@pytest.mark.parametrize(("variant", "layers"), [("b0", 1), ("b1", 2)])
-def test_golden_affinity(variant, layers):
-    golden = golden_io.load(f"op_affinity_{variant}")
-    names = golden_io.relation_names(layers)
-    module = RelationAffinity((16, 40, 64), PUBLISHED[variant], KEEP[variant])
-    module.load_state_dict(golden_io.rename(golden.group("state"), names))
-    module.to(DEVICE)
-    inputs = {
-        name: tensor.to(DEVICE).requires_grad_() for name, tensor in golden.group("input").items()
-    }
+@pytest.mark.parametrize("variant", golden_operators.VARIANTS)
+def test_golden_affinity(variant):
     with vss_kernels.backend("triton", *OPERATORS):
-        affinity, index = module(
-            [inputs[f"target_scale{scale}"].squeeze(1) for scale in SCALES],
-            [inputs[f"reference_scale{scale}"] for scale in SCALES],
-        )
-        affinity.backward(golden.tensors["cotangent.affinity"].mT.to(DEVICE))
-    expected_mask = golden.tensors["output.token_mask"]
-    mask = torch.zeros_like(expected_mask).scatter_(2, index.cpu(), 1)
-    assert torch.equal(mask, expected_mask)
-    golden_io.assert_output(affinity.detach().mT.cpu(), golden.tensors["output.affinity"])
-    golden_io.assert_gradients(
-        {name: tensor.grad.cpu() for name, tensor in inputs.items()}, golden.group("grad.input")
-    )
-    golden_io.assert_gradients(
-        {name: parameter.grad.cpu() for name, parameter in module.named_parameters()},
-        golden_io.rename(golden.group("grad.state"), names),
-        golden_io.biases_without_effect(module),
-    )
+        golden_operators.check_relation(variant, DEVICE)
 
 
 def test_compiles_without_graph_breaks_once_for_all_sizes():

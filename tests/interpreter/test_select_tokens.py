@@ -78,13 +78,6 @@ def test_a_long_target_is_looked_at_in_parts():
     assert have.tolist() == [[list(range(9))] * 2]
 
 
-def test_selection_of_an_empty_batch():
-    have, want = both(
-        torch.empty(0, 5, 8, device=DEVICE), torch.empty(0, 2, 6, 8, device=DEVICE), 3, 2
-    )
-    assert have.shape == want.shape == (0, 2, 3)
-
-
 def test_more_affinities_than_registers_hold_are_refused():
     target, reference = make_tokens(1, 1, 200, 4, 8, device=DEVICE)
     with (
@@ -92,8 +85,3 @@ def test_more_affinities_than_registers_hold_are_refused():
         pytest.raises(vss_kernels.BackendError, match="at most 128"),
     ):
         select_tokens(target, reference, 2, 129)
-
-
-def test_registration():
-    target, reference = make_tokens(1, 2, 5, 6, 8, device=DEVICE)
-    torch.library.opcheck(torch.ops.vss_kernels.select_tokens.default, (target, reference, 3, 2))

@@ -1,17 +1,9 @@
-"""Plain restatements that the operators' tests compare with, and unusual memory layouts."""
+"""Plain restatements that the operators' tests compare with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-
-
-def stored_in_order(tensor: Tensor, order: Sequence[int]) -> Tensor:
-    """The same values and shape, with the dimensions laid out in memory in ``order``."""
-    back = [list(order).index(axis) for axis in range(tensor.dim())]
-    return tensor.detach().permute(*order).contiguous().permute(*back)
 
 
 def resize_matrix(size: int, resized: int, align_corners: bool) -> Tensor:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from torch.nn import functional as F
+
+import vss_kernels
+from tests.support.definitions import resize
+from tests.support.precision import SLACK, error
+from vss_kernels import upsample_argmax
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -26,3 +34,34 @@ def make_case(size, dtype=torch.float32, device="cpu", label_dtype=torch.uint8):
     labels[torch.rand(labels.shape) < 0.2] = 127
     labels[:, 0, 0] = 0  # at least one pixel is not ignored
     return logits, labels.to(device)
+
+
+def dense_logits(logits, size, through, resize_once):
+    for step in (through, size) if through is not None else (size,):
+        logits = resize_once(logits, step)
+    return logits
+
+
+def assert_same_but_for_rounding(logits, size, through=None):
+    """Labels equal eager's wherever the best logit leads by more than rounding may change."""
+    classes, confidence = upsample_argmax(logits, size, through, confidence=True)
+    with vss_kernels.backend("eager"):
+        expected, expected_confidence = upsample_argmax(logits, size, through, confidence=True)
+    exact = dense_logits(logits.double().cpu(), size, through, resize)
+    rounded = dense_logits(
+        logits.float().cpu(), size, through, partial(F.interpolate, mode="bilinear")
+    )
+    # What eager loses itself, and the last digits of the products.
+    slack = 2 * float((rounded - exact).abs().max()) + 1e-6 * float(exact.abs().max())
+    best = exact.topk(min(2, exact.shape[1]), dim=1).values
+    leads = (best[:, 0] - best[:, -1] > slack) | (exact.shape[1] == 1)
+    assert torch.equal(classes.cpu()[leads], expected.cpu()[leads])
+    chosen = exact.gather(1, classes.long().cpu()[:, None])[:, 0]
+    assert (best[:, 0] - chosen).max() <= slack
+    probability = exact.softmax(1).amax(1)
+    lost = error(expected_confidence, probability)
+    assert error(confidence, probability) <= 2 * lost + SLACK[torch.float32]
+    assert torch.equal(upsample_argmax(logits, size, through), classes)
+    assert classes.dtype == expected.dtype
+    assert classes.is_contiguous()
+    assert confidence.is_contiguous()

@@ -31,7 +31,8 @@ def focal_pool(x: Tensor, weight: Tensor, bias: Tensor, cells: tuple[int, int]) 
             grid, size=(rows * side, columns * side), mode="bilinear", align_corners=False
         )
     if x.numel() == 0:
-        grid = grid.new_zeros(batch, channels, rows * side, columns * side)
+        # Made of the input, so that it gets a gradient.
+        grid = grid.sum((2, 3), keepdim=True).expand(-1, -1, rows * side, columns * side)
     windows = grid.reshape(batch, channels, rows, side, columns, side)
     kernel = weight.to(compute.dtype).reshape(side, side)
     pooled = (windows * kernel[:, None, :]).sum(dim=(3, 5)) + bias.to(compute.dtype)
