@@ -5,6 +5,9 @@ The answers themselves are tested in the operators' own files.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from tests.support.contract import (
 )
 from tests.support.layouts import change_tensors, channels_last, expanded, reversed_order, with_gaps
 from tests.support.repeats import assert_repeatable, assert_replays
+from vss_kernels._runtime import native
 from vss_kernels._runtime.backends import operators
 
 ROOT = Path(__file__).parents[1]
@@ -179,6 +183,31 @@ def test_the_number_of_threads_changes_no_bit(row, backend, device):
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", ["size", "other_size", "large_size"])
+@pytest.mark.parametrize(("row", "backend", "device"), rows_of("native"))
+def test_native_is_accurate(row, backend, device, size, dtype):
+    row.assert_accurate(row, row.arguments(getattr(row, size), device, dtype), backend)
+
+
+@pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
+@pytest.mark.parametrize("isa", native.build_info().get("isas", []))
+def test_all_instruction_sets_are_as_accurate(isa):
+    """The instruction set is chosen as the extension is loaded: in a process of its own."""
+    test = f"{__file__}::{test_native_is_accurate.__name__}"
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "cpu", test],
+        env={**os.environ, "VSS_KERNELS_ISA": isa},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    count = 9 * len(rows_of("native", devices=["cpu"]))
+    assert f"\n{count} passed" in run.stdout, run.stdout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
