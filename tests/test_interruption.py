@@ -43,8 +43,8 @@ from vss_models.training import RunCheckpoints
 def fit(arguments):
     root, output, steps = arguments[1:]
     checkpoints = RunCheckpoints(every_n_steps=1, keep=3)
-    run(make_module(), make_data(Path(root)), Path(output), int(steps), resume="last",
-        checkpoints=checkpoints)
+    data = make_data(Path(root), num_workers=2)
+    run(make_module(), data, Path(output), int(steps), resume="last", checkpoints=checkpoints)
     return 0
 
 train.main = fit
@@ -172,6 +172,7 @@ def start(tmp_path: Path, root: Path, output: Path, steps: int) -> subprocess.Po
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -200,7 +201,7 @@ def kill_and_continue(tmp_path: Path, root: Path, long_run: Path, step: int, del
     process = start(tmp_path, root, output, 30)
     wait_until((output / "checkpoints" / f"step_{step}.ckpt").exists, process)
     time.sleep(delay)
-    process.kill()
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
     finish(tmp_path, root, output, 30)
     assert_same_state(long_run / "last.ckpt", output / "last.ckpt")
@@ -226,10 +227,11 @@ def test_killed_at_any_moment(tmp_path: Path, root: Path, long_run: Path, trial:
 def test_the_exit_status_says_which_signal_it_was(
     tmp_path: Path, root: Path, number: signal.Signals
 ) -> None:
+    """A terminal and a scheduler tell all processes, the loading ones too."""
     output = tmp_path / "run"
     process = start(tmp_path, root, output, 10_000)
     wait_until((output / "last.ckpt").exists, process)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert f"vss fit: ended by {number.name}" in errors

@@ -8,6 +8,7 @@ replaying what came before, and k processes together see what one process would.
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -159,7 +160,7 @@ def train_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         drop_last=True,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
     )
 
 
@@ -189,7 +190,7 @@ def evaluation_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         collate_fn=_add_batch_dimension,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
     )
 
 
@@ -201,6 +202,11 @@ def _add_batch_dimension(items: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     # Workers are the parallelism; more threads in each would only fight over the cores.
     torch.set_num_threads(1)
+    # A terminal and a scheduler signal all processes at once. The main one decides when to end, and
+    # needs its workers until then; they end with it.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
