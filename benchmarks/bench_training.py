@@ -21,7 +21,7 @@ from benchmarks.harness import (
     record,
 )
 from vss_models import create_model
-from vss_models.backbones.mit import DropPath
+from vss_models.backbones import MixTransformer
 from vss_models.inference.compile import compiled
 from vss_models.losses import ClipLoss
 
@@ -42,8 +42,8 @@ def without_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout2d):
             module.p = 0.0
-        elif isinstance(module, DropPath):
-            module.rate = 0.0
+        elif isinstance(module, MixTransformer):
+            module.set_drop_path(0.0)
 
 
 def make_step(name, fusion, dtype, how, clip, labels):

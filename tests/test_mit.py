@@ -8,7 +8,7 @@ from torch import nn
 
 from vss_models import create_model
 from vss_models.backbones import MixTransformer
-from vss_models.backbones.mit import DropPath, reduce_patches
+from vss_models.backbones.mit import reduce_patches
 
 PARAMETERS = {"b0": 3.32, "b1": 13.15, "b2": 24.20, "b3": 44.07, "b4": 60.84, "b5": 81.44}
 SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 2, 1, 2)}
@@ -43,21 +43,37 @@ def test_norms_have_the_two_published_eps() -> None:
 
 def test_drop_path_rises_linearly_over_all_blocks() -> None:
     encoder = MixTransformer(**SMALL, drop_path=0.1)
-    rates = [m.rate for m in encoder.modules() if isinstance(m, DropPath)]
-    assert rates == pytest.approx([0.0, 0.02, 0.04, 0.06, 0.08, 0.1])
+    rates = (1 - encoder.kept).view(6, 2)
+    assert torch.equal(rates[:, 0], rates[:, 1])
+    assert rates[:, 0].tolist() == pytest.approx([0.0, 0.02, 0.04, 0.06, 0.08, 0.1], abs=1e-6)
+    with pytest.raises(ValueError, match=r"drop_path must lie in \[0, 1\), got 1"):
+        encoder.set_drop_path(1)
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
-    torch.manual_seed(0)
-    drop = DropPath(0.25)
-    branch = torch.ones(20000, 2, 3)
-    dropped = drop(branch)
-    per_sample = dropped.flatten(1)
-    assert per_sample.unique().tolist() == pytest.approx([0.0, 4 / 3])
-    assert torch.equal(per_sample.amin(1), per_sample.amax(1))
+    encoder = MixTransformer(**SMALL, drop_path=0.25).train()
+    drawn = encoder._draw_factors(20000)
+    assert drawn is not None
+    first, *_, last = drawn
+    assert first.shape == last.shape == (20000,)
+    assert (first == 1).all()
+    assert last.unique().tolist() == pytest.approx([0.0, 4 / 3])
     # Standard error of the mean: sqrt(0.25 / 0.75 / 20000) = 0.004.
-    assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
-    assert drop.eval()(branch) is branch
+    assert last.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert encoder.eval()._draw_factors(2) is None
+
+
+def test_a_dropped_branch_leaves_its_sample_as_it_was() -> None:
+    encoder = MixTransformer(**SMALL)
+    block = encoder.stages[0].blocks[0]
+    nn.init.normal_(block.attention.projection.bias)
+    x = torch.randn(2, 8, 16, 8)
+    kept = torch.tensor([1.0, 0.0])
+    after, (tokens, factor) = block(x, None, (kept, kept))
+    assert torch.equal(after[1], x[1])
+    assert not torch.equal(after[0], x[0])
+    assert tokens.shape == x.shape
+    assert factor is kept
 
 
 @pytest.mark.parametrize(("side", "height", "width"), [(2, 6, 8), (4, 9, 14), (8, 8, 23)])

@@ -12,10 +12,12 @@ from tests.support.triton_launches import (
     Specialization,
     assert_fit,
     compile_launch,
+    compiled_ptx,
     record_launches,
     specialization,
 )
 from vss_kernels._runtime import triton_support, triton_token_rows
+from vss_kernels.add_layer_norm import triton_kernels as norm_kernels
 from vss_kernels.attend_selected import triton_kernels as attend_kernels
 from vss_kernels.masked_affinity import triton_kernels as affinity_kernels
 from vss_kernels.select_tokens import triton_kernels as select_kernels
@@ -76,6 +78,34 @@ def test_relation_kernels(dtype, capability):
     launches = record_launches(MODULES, lambda: run_relation(dtype))
     assert {launch.kernel.__name__ for launch in launches} == KERNELS
     assert_fit(launches, capability)
+
+
+@pytest.mark.parametrize("channels", [64, 512])
+def test_add_layer_norm_kernels(channels):
+    """A residual stream in float32 and a branch in bfloat16, as under autocast."""
+
+    def run() -> None:
+        ops = torch.ops.vss_kernels
+        x, factor, weight = torch.empty(8, 900, channels), torch.empty(8), torch.empty(channels)
+        total, normed, statistics = ops.add_layer_norm(
+            x, weight, weight, x.bfloat16(), factor, 1e-6, torch.bfloat16
+        )
+        ops.add_layer_norm_backward(
+            total, normed, total, weight, factor, statistics, torch.bfloat16
+        )
+
+    launches = record_launches([norm_kernels], run)
+    assert len(launches) == 2
+    assert_fit(launches, 90)
+
+
+def test_parts_of_rows_are_loaded_in_vectors():
+    """Sixteen bytes at a time, not two: where a part starts is known to be a multiple of 32."""
+    for launch in record_launches(MODULES, functools.partial(run_relation, torch.bfloat16)):
+        if launch.kernel.__name__ in ("row_gradient_kernel", "value_row_gradient_kernel"):
+            ptx = compiled_ptx(launch, 90)
+            assert "cp.async.cg.shared.global" in ptx
+            assert "ld.global.b16" not in ptx
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from vss_kernels import nn
 from vss_kernels._runtime.backends import BackendError, backend
 from vss_kernels._version import __version__
+from vss_kernels.add_layer_norm import add_layer_norm
 from vss_kernels.aggregate_affinity import AggregationWeights, ConvNormLayer, aggregate_affinity
 from vss_kernels.attend_selected import attend_selected
 from vss_kernels.focal_attention import focal_attention
@@ -25,6 +26,7 @@ __all__ = [
     "PatchedPart",
     "PooledLevel",
     "__version__",
+    "add_layer_norm",
     "aggregate_affinity",
     "attend_selected",
     "backend",

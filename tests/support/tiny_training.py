@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vss_models.backbones.mit import DropPath
+from vss_models.backbones import MixTransformer
 from vss_models.data import EvaluationTransform, TrainTransform
 from vss_models.data.synthetic import make_synthetic_dataset
 from vss_models.training import (
@@ -77,8 +77,8 @@ def without_dropout(module: SegmentationModule) -> SegmentationModule:
     for part in module.modules():
         if isinstance(part, nn.Dropout2d):
             part.p = 0.0
-        elif isinstance(part, DropPath):
-            part.rate = 0.0
+        elif isinstance(part, MixTransformer):
+            part.set_drop_path(0.0)
     return module
 
 

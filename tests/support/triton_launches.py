@@ -106,6 +106,18 @@ def specialization(launch: Launch) -> Specialization:
 
 def compile_launch(launch: Launch, capability: int) -> Resources:
     """Compiles a launch for ``sm_<capability>`` and returns what it uses."""
+    compiled = _compiled(launch, capability)
+    return Resources(
+        *_registers_and_spills(compiled.asm["ptx"], capability, compiled.metadata.shared)
+    )
+
+
+def compiled_ptx(launch: Launch, capability: int) -> str:
+    """Compiles a launch for ``sm_<capability>`` and returns its PTX."""
+    return _compiled(launch, capability).asm["ptx"]
+
+
+def _compiled(launch: Launch, capability: int) -> Any:
     types, constants, divisible = specialization(launch)
     options = {
         name: value
@@ -118,10 +130,7 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
         {(position,): value for position, value in constants},
         {(position,): [["tt.divisibility", 16]] for position in divisible},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return Resources(
-        *_registers_and_spills(compiled.asm["ptx"], capability, compiled.metadata.shared)
-    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def assert_fit(launches: Iterable[Launch], capability: int) -> None:

@@ -174,7 +174,8 @@ def value_row_gradient_kernel(
     o_s = offsets(program % tiles_s, BLOCK_S)
     o_e = offsets(program // tiles_s % tiles_e, BLOCK_E)
     matrix = program // tiles_s // tiles_e  # part * frames + frame
-    frame, start = (matrix % frames).to(tl.int64), matrix // frames * part_length
+    frame = (matrix % frames).to(tl.int64)
+    start = tl.multiple_of(matrix // frames * part_length, 32)  # so that rows load in vectors
     sums = tl.zeros([BLOCK_S, BLOCK_E], tl.float32)
     for first in range(start, min(start + part_length, Q), BLOCK_Q):
         o_q = first + tl.arange(0, BLOCK_Q)

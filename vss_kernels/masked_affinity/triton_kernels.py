@@ -105,7 +105,7 @@ def row_gradient_kernel(
     o_c = offsets(program // tiles_s % tiles_c, BLOCK_C)
     matrix = program // tiles_s // tiles_c  # part * frames + frame
     frame, clip = (matrix % frames).to(tl.int64), (matrix % frames // R).to(tl.int64)
-    start = matrix // frames * part_length
+    start = tl.multiple_of(matrix // frames * part_length, 32)  # so that rows load in vectors
     sums = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     for first in range(start, min(start + part_length, Q), BLOCK_Q):
         o_q = first + tl.arange(0, BLOCK_Q)

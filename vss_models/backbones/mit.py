@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vss_kernels import add_layer_norm
 
 BLOCK_NORM_EPS = 1e-6
 """LayerNorm eps in the blocks and at the end of each stage."""
@@ -15,28 +19,27 @@ CONV_NORM_EPS = 1e-5
 """LayerNorm eps after the patch embedding and the key/value reduction convolutions."""
 
 
-class DropPath(nn.Module):
-    """Drops the residual branch of a random share of the samples and scales up the others.
+class Branch(NamedTuple):
+    """A residual branch that is still to be added to the stream of tokens.
 
-    Args:
-        rate: Probability with which a sample's branch is dropped in training, in [0, 1).
+    Attributes:
+        tokens: (N, H, W, C).
+        factor: What each sample's branch is multiplied by, (N,); None multiplies by 1.
     """
 
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
+    tokens: Tensor
+    factor: Tensor | None
 
-    def forward(self, branch: Tensor) -> Tensor:
-        """Returns (N, ...) like `branch`, with whole samples zeroed in training."""
-        if self.rate == 0.0 or not self.training:
-            return branch
-        kept = 1.0 - self.rate
-        mask = branch.new_empty((branch.shape[0],) + (1,) * (branch.dim() - 1)).bernoulli_(kept)
-        return branch * (mask / kept)
 
-    def extra_repr(self) -> str:
-        """Shows the rate when the module is printed."""
-        return f"rate={self.rate:.3g}"
+def add_and_norm(
+    x: Tensor, branch: Branch | None, norm: nn.LayerNorm, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Adds a branch to the tokens (N, H, W, C); returns the sum and its LayerNorm.
+
+    The norm has the dtype of matrix products, under autocast the narrow one, unless one is given.
+    """
+    tokens, factor = (None, None) if branch is None else branch
+    return add_layer_norm(x, norm.weight, norm.bias, tokens, factor, eps=norm.eps, dtype=dtype)
 
 
 def reduce_patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -64,7 +67,9 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeds (N, C, H, W) as (N, ceil(H / stride), ceil(W / stride), C')."""
-        return self.norm(self.projection(x).permute(0, 2, 3, 1))
+        # As wide as the weights: what the blocks add to.
+        wide = self.norm.weight.dtype
+        return add_and_norm(self.projection(x).permute(0, 2, 3, 1), None, self.norm, wide)[1]
 
 
 class ReducedAttention(nn.Module):
@@ -93,7 +98,8 @@ class ReducedAttention(nn.Module):
         n, height, width, dim = x.shape
         context = x
         if self.reduction is not None and self.reduction_norm is not None:
-            context = self.reduction_norm(reduce_patches(self.reduction, x))
+            reduced = reduce_patches(self.reduction, x)
+            _, context = add_and_norm(reduced, None, self.reduction_norm)
         head_shape = (self.num_heads, dim // self.num_heads)
         query = self.query(x).reshape(n, height * width, *head_shape).transpose(1, 2)
         key_value = self.key_value(context).reshape(n, -1, 2, *head_shape)
@@ -120,20 +126,32 @@ class MixFeedForward(nn.Module):
 class MixBlock(nn.Module):
     """Pre-norm transformer block of reduced attention and the convolutional feed-forward."""
 
-    def __init__(
-        self, dim: int, num_heads: int, reduction: int, mlp_ratio: float, drop_path: float
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, reduction: int, mlp_ratio: float) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
         self.attention = ReducedAttention(dim, num_heads, reduction)
         self.mlp_norm = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
         self.mlp = MixFeedForward(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, H, W, C) to the same shape."""
-        x = x + self.drop_path(self.attention(self.attention_norm(x)))
-        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+    def forward(
+        self,
+        x: Tensor,
+        branch: Branch | None = None,
+        factors: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> tuple[Tensor, Branch]:
+        """Runs the block, but for the last addition, which the next norm does on the way.
+
+        Args:
+            x: Tokens (N, H, W, C).
+            branch: What the block before has left to be added to them.
+            factors: What the block's own two branches are to be multiplied by, each (N,).
+
+        Returns:
+            Tokens (N, H, W, C), and what is still to be added to them.
+        """
+        x, normed = add_and_norm(x, branch, self.attention_norm)
+        x, normed = add_and_norm(x, Branch(self.attention(normed), factors[0]), self.mlp_norm)
+        return x, Branch(self.mlp(normed), factors[1])
 
 
 class MixStage(nn.Module):
@@ -145,12 +163,18 @@ class MixStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, C, H, W) to (N, C', h, w), stored with the channels last."""
-        x = self.embedding(x)
+    def forward(self, x: Tensor, factors: Iterator[Tensor] | None = None) -> Tensor:
+        """Maps (N, C, H, W) to (N, C', h, w), stored with the channels last.
+
+        Args:
+            x: Images or the features of the level before.
+            factors: What each branch is multiplied by, two for each block, each (N,).
+        """
+        x, branch = self.embedding(x), None
         for block in self.blocks:
-            x = block(x)
-        return self.norm(x).permute(0, 3, 1, 2)
+            pair = (None, None) if factors is None else (next(factors), next(factors))
+            x, branch = block(x, branch, pair)
+        return add_and_norm(x, branch, self.norm)[1].permute(0, 3, 1, 2)
 
 
 class MixTransformer(nn.Module):
@@ -191,20 +215,46 @@ class MixTransformer(nn.Module):
                     f"num_heads={tuple(num_heads)}"
                 )
         self.channels = tuple(dims)
-        num_blocks = sum(depths)
-        rates = [drop_path * i / max(1, num_blocks - 1) for i in range(num_blocks)]
+        self.kept: Tensor
+        self.register_buffer("kept", torch.ones(2 * sum(depths)), persistent=False)
+        self.set_drop_path(drop_path)
         stages = []
         for level, dim in enumerate(dims):
             previous = dims[level - 1] if level else 3
             kernel, stride = (3, 2) if level else (7, 4)
-            first = sum(depths[:level])
             blocks = [
-                MixBlock(dim, num_heads[level], reductions[level], mlp_ratio, rate)
-                for rate in rates[first : first + depths[level]]
+                MixBlock(dim, num_heads[level], reductions[level], mlp_ratio)
+                for _ in range(depths[level])
             ]
             stages.append(MixStage(PatchEmbedding(previous, dim, kernel, stride), blocks, dim))
         self.stages = nn.ModuleList(stages)
         self.apply(initialise)
+
+    def set_drop_path(self, rate: float) -> None:
+        """Sets the rate of the last block's branches; it rises linearly from 0 at the first.
+
+        In training a sample's branch is left out with this probability, and scaled up so that its
+        mean stays (stochastic depth).
+
+        Args:
+            rate: In [0, 1).
+
+        Raises:
+            ValueError: If it is not.
+        """
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop_path must lie in [0, 1), got {rate}")
+        self.drop_path = rate
+        per_block = torch.linspace(1.0, 1.0 - rate, len(self.kept) // 2)
+        self.kept.copy_(per_block.repeat_interleave(2))
+
+    def _draw_factors(self, num_samples: int) -> Iterator[Tensor] | None:
+        """Draws what all blocks' branches are multiplied by; None outside training."""
+        if not self.training or self.drop_path == 0:
+            return None
+        kept = self.kept[:, None]
+        uniform = torch.rand(len(kept), num_samples, device=kept.device, dtype=kept.dtype)
+        return iter(((uniform < kept) / kept).unbind(0))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encodes images.
@@ -217,8 +267,9 @@ class MixTransformer(nn.Module):
         """
         features = []
         x = images
+        factors = self._draw_factors(len(images))
         for stage in self.stages:
-            x = stage(x)
+            x = stage(x, factors)
             features.append(x)
         return features
 

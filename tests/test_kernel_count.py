@@ -1,0 +1,44 @@
+"""How many kernels a training step launches on a GPU in bfloat16, by tracing: the budget of one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.support.kernel_count import KernelCounter, traced
+from vss_models import ClipLoss, create_model
+from vss_models.training.step import TrainingStep
+
+
+def step_kernels(name: str) -> KernelCounter:
+    """Counts the kernels of forward, loss and backward of two clips of 4 frames, 480x480."""
+    with traced() as counter:
+        with torch.autocast("cpu", enabled=False):
+            model = create_model(name, 124).train()
+            clip = torch.empty(2, 4, 3, 480, 480)
+            labels = torch.empty(2, 4, 480, 480, dtype=torch.uint8)
+        step = TrainingStep(model, ClipLoss())
+        step(clip, labels)  # makes the buffer of gradients
+        counter.kernels.clear()
+        step(clip, labels)
+    return counter
+
+
+@pytest.mark.parametrize(("name", "most"), [("mrcfa_b1", 700)])
+def test_a_training_step_launches_few_kernels(name: str, most: int) -> None:
+    counter = step_kernels(name)
+    assert counter.kernels["vss_kernels.add_layer_norm.default"] > 0  # the GPU's operators ran
+    assert counter.total <= most, counter.kernels.most_common()
+
+
+def test_what_is_counted() -> None:
+    with traced(half=False) as counter:
+        x = torch.empty(4, 6, requires_grad=True)
+        weight = torch.empty(5, 6)
+        y = torch.nn.functional.linear(x, weight, torch.empty(5))
+        assert counter.total == 1
+        y.view(20).expand(3, 20).t()
+        assert counter.total == 1
+        y.relu().sum().backward()
+    assert counter.kernels["mm.default"] == 1
+    assert counter.total == 1 + 2 + 3  # relu and sum; ones, the gradient of relu, the product
