@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +150,38 @@ def test_more_processes_than_videos_measure_what_one_does(tmp_path: Path) -> Non
     alone = evaluator.report()
     for name in ("mean_iou", "weighted_iou", "pixel_accuracy", "class_iou"):
         assert first["report"][name] == pytest.approx(getattr(alone, name), abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_both_after_the_same_step(tmp_path: Path) -> None:
+    root = make_dataset(tmp_path / "set")
+    output = tmp_path / "run"
+    script = tmp_path / "train.py"
+    program = SCRIPT.replace("Path(output), 4,", "Path(output), 10_000,")
+    program = program.replace("val_check_interval=4", "val_check_interval=10_000")
+    note = (
+        "    Path(output).with_name(f'pid_{os.environ[\"RANK\"]}').write_text(str(os.getpid()))\n"
+    )
+    program = program.replace("    module =", f"{note}    module =", 1)
+    script.write_text(f"import os\n{program}")
+    project = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.Popen(
+        [*command, str(script), str(root), str(output), "", ""],
+        env={"PYTHONPATH": str(project), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        cwd=project,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 120
+    while not (output / "last.ckpt").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.kill(int((tmp_path / "pid_1").read_text()), signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert "EndedBySignal: SIGTERM" in errors
+    saved = torch.load(output / "last.ckpt", weights_only=True)["global_step"]
+    newest = max(int(path.stem[5:]) for path in (output / "checkpoints").iterdir())
+    assert saved in (newest, newest + 1)
+    assert not (output / "last.pt").exists()
