@@ -3,6 +3,7 @@
 #   make test      the tests                      make lint      style, types, import direction
 #   make bench     benchmarks, tables and plots   make sanitize  native operators under ASan, UBSan, TSan
 #   make package   build wheel and sdist, install them elsewhere, try them
+#   make gpu-model what the CUDA operators should cost on a GPU, from their machine code; needs nvcc
 # PYTHON=... chooses the interpreter (3.11 or 3.12).
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
@@ -12,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 NATIVE_SOURCES := $(shell find csrc tests/race_check -name '*.h' -o -name '*.cpp')
 
-.PHONY: demo test lint bench sanitize package install clean
+.PHONY: demo test lint bench gpu-model sanitize package install clean
 .DEFAULT_GOAL := test
 
 install: .venv/installed
@@ -42,6 +43,9 @@ lint: install
 bench: install
 	$(BIN)/python -m pytest benchmarks/bench_*.py --results benchmarks/results/$(if $(shell command -v nvidia-smi),gpu,cpu).csv
 	$(BIN)/python -m benchmarks.report
+
+gpu-model: install
+	$(BIN)/python -m benchmarks.gpu_model
 
 sanitize: install
 	.ci/sanitize

@@ -1,0 +1,196 @@
+"""The table of targets: which loop of which kernel does what, and how fast it has to be.
+
+Whoever changes a kernel changes its row here: the loop is found by the kind of instruction that
+does its work, so most changes of a source need none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.gpu_model.flow import WORK
+
+# The published sizes: maps of two clips of 480x480, and of one of 480x864.
+LOSS_UNITS = 16 * 124 * 480 * 480  # pixels and classes
+ARGMAX_UNITS = 124 * 480 * 853
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kernel of a target.
+
+    Attributes:
+        kernel: Part of its C++ name; it must fit one kernel.
+        work: The kind of instruction, see ``Instruction.kind``, of which its innermost loop has
+            more than any other.
+        threads: Of a block.
+        units_per_pass: Results that a lane makes in a pass through the loop.
+        units: Results of the whole launch; None where the time is not modelled.
+        up: Loops further out than the innermost one; None for the whole kernel.
+        trips: How often each inner loop runs, in the order of ``Loop.descendants``.
+        path: Kinds of instruction; of the paths through the loop, one with the most of them is
+            taken, and of those the shortest.
+        shared_bytes: Shared memory of a block, given at launch.
+        conflict: Passes of a shared-memory access, 1 without bank conflicts.
+        l1_hit: Fraction of global loads that hit the L1 cache.
+    """
+
+    kernel: str
+    work: str
+    threads: int
+    units_per_pass: float = 1
+    units: float | None = None
+    up: int | None = 0
+    trips: tuple[int, ...] = ()
+    path: tuple[str, ...] = WORK
+    shared_bytes: int = 0
+    conflict: float = 1.0
+    l1_hit: float = 0.8
+
+
+@dataclass(frozen=True)
+class Target:
+    """A row of the table.
+
+    Attributes:
+        name: Operator, sizes and mode.
+        operator: Public name, whose CUDA source is compiled.
+        unit: What instructions are counted for.
+        parts: Kernels whose times add up; instructions are counted in the first.
+        instructions: The most for a unit, or None.
+        microseconds: The most for the launch, or None.
+        note: What the row leaves out.
+    """
+
+    name: str
+    operator: str
+    unit: str
+    parts: tuple[Part, ...]
+    instructions: float | None = None
+    microseconds: float | None = None
+    note: str = ""
+
+
+# Floats and bytes at 4.27 TB/s, the copy rate that was measured on an H200.
+PYRAMID_FORWARD_US, PYRAMID_BACKWARD_US = 64.0, 37.0
+
+_AGGREGATION = Part("AggregateMaps<false, true>", "FFMA", threads=256)
+_AGGREGATION_BACKWARD = Part("AggregateMaps<true, true>", "FFMA", threads=256)
+_PLANNER = "the planner's kernel has run-time loops: its time is not modelled"
+_NO_TIME = "the time is not modelled"
+
+TARGETS = (
+    Target(
+        "upsample_cross_entropy, 16 maps to 480x480, forward",
+        "upsample_cross_entropy",
+        "pixel and class",
+        (
+            Part(
+                "LossTile<float>",
+                "MUFU",
+                threads=160,
+                units_per_pass=16,
+                units=LOSS_UNITS,
+                path=("MUFU",),
+            ),
+        ),
+        instructions=6,
+        microseconds=150,
+    ),
+    Target(
+        "upsample_cross_entropy, 16 maps to 480x480, backward",
+        "upsample_cross_entropy",
+        "pixel and class",
+        (
+            Part(
+                "LossTileBackward<float>",
+                "MUFU",
+                threads=128,
+                # 4 label rows of 8 classes; 30 of 32 lanes.
+                units_per_pass=32 * 30 / 32,
+                units=LOSS_UNITS,
+                up=2,
+                trips=(1, 1, 4, 1, 1, 1),
+            ),
+        ),
+        instructions=13,
+        microseconds=230,
+    ),
+    Target(
+        "aggregate_affinity B1, 672 maps 60x60, forward",
+        "aggregate_affinity",
+        "pass of the largest loop",
+        (_AGGREGATION,),
+        microseconds=60,
+        note=_PLANNER,
+    ),
+    Target(
+        "aggregate_affinity B1, 672 maps 60x60, both",
+        "aggregate_affinity",
+        "pass of the largest loop",
+        (_AGGREGATION_BACKWARD, _AGGREGATION),
+        microseconds=200,
+        note=_PLANNER,
+    ),
+    Target(
+        "aggregate_affinity B1, 606 maps 60x108, forward",
+        "aggregate_affinity",
+        "pass of the largest loop",
+        (_AGGREGATION,),
+        microseconds=95,
+        note=_PLANNER,
+    ),
+    Target(
+        "aggregate_affinity B1, 606 maps 60x108, both",
+        "aggregate_affinity",
+        "pass of the largest loop",
+        (_AGGREGATION_BACKWARD, _AGGREGATION),
+        microseconds=320,
+        note=_PLANNER,
+    ),
+    Target(
+        "upsample_argmax, 124x120x216 to 480x853",
+        "upsample_argmax",
+        "pixel and class",
+        (
+            Part(
+                "ArgmaxTile<false, float>",
+                "LDG",
+                threads=192,
+                units_per_pass=4,
+                units=ARGMAX_UNITS,
+                path=("LDG",),
+            ),
+        ),
+        instructions=12,
+        microseconds=40,
+    ),
+    Target(
+        "fuse_pyramid, 8 at 120x120, forward",
+        "fuse_pyramid",
+        "pass of the largest loop",
+        (Part("FuseColumns<float>", "LDG", threads=256),),
+        microseconds=1.5 * PYRAMID_FORWARD_US,
+        note=_NO_TIME,
+    ),
+    Target(
+        "fuse_pyramid, 8 at 120x120, backward",
+        "fuse_pyramid",
+        "pass of the largest loop",
+        (Part("FuseBackward<float>", "LDG", threads=256),),
+        microseconds=2.5 * PYRAMID_BACKWARD_US,
+        note=_NO_TIME,
+    ),
+    Target(
+        "focal_pool, a level of 480x480, both",
+        "focal_pool",
+        "pass of the largest loop",
+        (
+            Part("PoolCell<float>", "LDG", threads=256),
+            Part("PoolStripBackward<float>", "LDG", threads=256),
+            Part("PoolWeightBackward<float>", "LDG", threads=256),
+        ),
+        microseconds=25,
+        note=_NO_TIME,
+    ),
+)
