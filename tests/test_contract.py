@@ -47,6 +47,8 @@ def test_every_operator_has_its_row_its_folder_its_tests_and_its_benchmark():
     for name in operators():
         assert callable(getattr(vss_kernels, name))
         assert (Path(vss_kernels.__file__).parent / name / "eager.py").is_file()
+        backends = {choice.backend for choice in operators()[name].implementations}
+        assert (ROOT / "csrc" / name / "host.cpp").is_file() == ("native" in backends)
         assert (ROOT / "tests" / f"test_{name}.py").is_file()
         assert (ROOT / "benchmarks" / f"bench_{name}.py").is_file()
 
