@@ -135,8 +135,8 @@ def test_half_precision_keeps_the_statistics(dtype):
         )
     )
     exact = aggregate_affinity(*(scale.double() for scale in maps), wide)
-    share = float((refined.double() - exact).norm() / exact.norm())
-    assert share < {torch.float16: 0.005, torch.bfloat16: 0.04}[dtype]
+    error = float((refined.double() - exact).norm() / exact.norm())
+    assert error < {torch.float16: 0.005, torch.bfloat16: 0.04}[dtype]
 
 
 def test_autocast_casts_maps_and_weights():

@@ -263,13 +263,13 @@ def test_safetensors_files_are_read(tmp_path: Path) -> None:
         load_backbone(small(), path)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.99])
 @pytest.mark.parametrize("load", [load_model, lambda path: load_released(small(), path)])
-def test_truncated_file_is_named(tmp_path: Path, share: float, load) -> None:
+def test_truncated_file_is_named(tmp_path: Path, fraction: float, load) -> None:
     path = tmp_path / "cut.pth"
     save_model(small(), path)
     content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
     with pytest.raises(CheckpointError, match=r"cut\.pth cannot be read .*cut off"):
         load(path)
 

@@ -87,9 +87,9 @@ def test_training_clips_are_uniform_over_targets_and_directions(num_frames, offs
         expected[tuple(num_frames - 1 - frame for frame in clip)] += 1
     assert set(counts) == set(expected)
     for clip, weight in expected.items():
-        share = weight / expected.total()
-        deviation = (draws * share * (1 - share)) ** 0.5
-        assert abs(counts[clip] - draws * share) < 5 * deviation
+        probability = weight / expected.total()
+        deviation = (draws * probability * (1 - probability)) ** 0.5
+        assert abs(counts[clip] - draws * probability) < 5 * deviation
 
 
 def test_training_clip_from_the_shortest_video():

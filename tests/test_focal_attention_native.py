@@ -86,7 +86,7 @@ def test_a_single_key_gets_everything():
 
 
 def test_logits_far_apart():
-    # Shares that vanish must not turn into NaN or leak into the sums.
+    # Probabilities that vanish must not turn into NaN or leak into the sums.
     run, inputs = flat_inputs(SMALL, (2, 2), 2, 2, 8)
     inputs = (inputs[0] * 10, inputs[1] * 10, *inputs[2:])
     assert_as_accurate_as_eager(run, inputs, "focal_attention", "native")

@@ -18,9 +18,9 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # (batch, height, width, channels, side of the sub-window, cells)
 SIZES = [
     (2, 14, 21, 8, 7, (2, 3)),  # whole sub-windows, no resize
-    (1, 63, 63, 33, 3, (18, 18)),  # shrinks a little, channels that fill no register
-    (2, 5, 6, 16, 2, (3, 5)),  # grows
-    (1, 40, 50, 5, 2, (3, 4)),  # shrinks so far that pixels are skipped
+    (1, 63, 63, 33, 3, (18, 18)),  # scaled down a little, channels that fill no register
+    (2, 5, 6, 16, 2, (3, 5)),  # scaled up
+    (1, 40, 50, 5, 2, (3, 4)),  # scaled down so far that pixels are skipped
     (1, 1, 1, 3, 7, (5, 4)),  # a single pixel
     (0, 4, 4, 3, 2, (2, 2)),  # an empty batch
 ]
@@ -51,9 +51,9 @@ def brute_force(x, weight, bias, cells):
         for column in range(cells[1]):
             for i in range(side):
                 for j in range(side):
-                    for y, share_y in taps(row * side + i, height, cells[0] * side):
-                        for z, share_z in taps(column * side + j, width, cells[1] * side):
-                            out[:, row, column] += kernel[i, j] * share_y * share_z * x[:, y, z]
+                    for y, weight_y in taps(row * side + i, height, cells[0] * side):
+                        for z, weight_z in taps(column * side + j, width, cells[1] * side):
+                            out[:, row, column] += kernel[i, j] * weight_y * weight_z * x[:, y, z]
     return out + bias
 
 

@@ -71,8 +71,8 @@ def test_a_single_level_is_copied(backend):
         fused = fuse_pyramid([level])
         assert torch.equal(fused, level)
         assert fused.data_ptr() != level.data_ptr()
-        turned = stored_in_order(level, CHANNELS_LAST)
-        assert fuse_pyramid([turned]).is_contiguous()
+        channels_last = stored_in_order(level, CHANNELS_LAST)
+        assert fuse_pyramid([channels_last]).is_contiguous()
 
 
 def test_eager_gradients():

@@ -146,15 +146,15 @@ def test_segmentation_metrics_are_the_definition() -> None:
 
     iou = iou_by_definition(predictions, labels, num_classes)
     labelled = labels != VOID
-    share = [((labels == k).sum() / labelled.sum()).item() for k in range(num_classes)]
+    frequency = [((labels == k).sum() / labelled.sum()).item() for k in range(num_classes)]
     right = (predictions == labels) & labelled
     assert result["class_iou"] == pytest.approx(list(iou.values()), nan_ok=True)
     assert iou[4] == 0.0
     assert math.isnan(iou[5])
     assert result["mean_iou"] == pytest.approx(sum(iou[k] for k in range(4)) / 4)
-    assert result["weighted_iou"] == pytest.approx(sum(share[k] * iou[k] for k in range(4)))
+    assert result["weighted_iou"] == pytest.approx(sum(frequency[k] * iou[k] for k in range(4)))
     assert result["pixel_accuracy"] == pytest.approx((right.sum() / labelled.sum()).item())
-    assert result["class_frequency"] == pytest.approx(share)
+    assert result["class_frequency"] == pytest.approx(frequency)
     recall = [(right & (labels == k)).sum() / (labels == k).sum() for k in range(4)]
     assert result["class_accuracy"][:4] == pytest.approx([value.item() for value in recall])
     assert all(math.isnan(value) for value in result["class_accuracy"][4:])

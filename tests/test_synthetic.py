@@ -109,11 +109,11 @@ def films():
 
 
 def test_every_class_is_there_and_void_is_rare(films):
-    shares = np.bincount(films.ravel(), minlength=10) / films.size
-    assert len(shares) == 1 + len(SYNTHETIC_CLASSES)
-    assert (shares[1:] > 0.005).all()
-    assert shares[1:].max() < 0.6
-    assert 0 < shares[0] < 0.02
+    fractions = np.bincount(films.ravel(), minlength=10) / films.size
+    assert len(fractions) == 1 + len(SYNTHETIC_CLASSES)
+    assert (fractions[1:] > 0.005).all()
+    assert fractions[1:].max() < 0.6
+    assert 0 < fractions[0] < 0.02
 
 
 def test_labels_move_but_hold_together(films):

@@ -1,4 +1,4 @@
-"""upsample_argmax as a native block program, against the eager operator and double precision."""
+"""upsample_argmax in native code, against eager and double precision."""
 
 from __future__ import annotations
 

@@ -36,12 +36,12 @@ def losses_by_hand(logits, labels, ignore_index, weight, label_smoothing, align_
         if label == ignore_index:
             continue
         scores = upsampled[n, :, y, x].tolist()
-        total = math.log(sum(math.exp(score) for score in scores))
+        log_sum_exp = math.log(sum(math.exp(score) for score in scores))
         each = [1.0] * classes if weight is None else weight.tolist()
-        smooth = sum(w * (total - score) for w, score in zip(each, scores, strict=True))
+        smooth = sum(w * (log_sum_exp - score) for w, score in zip(each, scores, strict=True))
         weights[n, y, x] = each[label]
         losses[n, y, x] = (1 - label_smoothing) * each[label] * (
-            total - scores[label]
+            log_sum_exp - scores[label]
         ) + label_smoothing / classes * smooth
     return losses, weights
 

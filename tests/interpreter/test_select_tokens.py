@@ -68,11 +68,11 @@ def test_tokens_with_nan_scores_come_last():
     assert 9 in have
 
 
-def test_a_long_target_is_looked_at_in_parts():
+def test_a_long_target_is_scored_in_parts():
     target, reference = make_tokens(1, 2, 300, 20, 8, device=DEVICE)
     have, want = both(target, reference, 9, 5)
     assert torch.equal(have, want)
-    target[0, 290] = torch.nan  # spoils every score, though only the last part sees it
+    target[0, 290] = torch.nan  # makes every score NaN, though only the last part sees it
     have, want = both(target, reference, 9, 5)
     assert torch.equal(have, want)
     assert have.tolist() == [[list(range(9))] * 2]

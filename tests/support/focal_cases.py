@@ -13,8 +13,8 @@ from vss_kernels.focal_attention.key_value_layout import as_buffer
 
 SMALL = FocalGeometry(3, 1, (PooledLevel(3, 1), PooledLevel(1, 2), PooledLevel(5, 1)))
 GEOMETRIES = st.builds(
-    lambda window, share, levels: FocalGeometry(
-        window, min(share, window), tuple(PooledLevel(*level) for level in levels)
+    lambda window, expand, levels: FocalGeometry(
+        window, min(expand, window), tuple(PooledLevel(*level) for level in levels)
     ),
     st.integers(1, 4),
     st.integers(0, 4),

@@ -35,7 +35,7 @@ def load(name: str) -> Golden:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """The largest difference as a share of the largest expected magnitude."""
+    """The largest difference relative to the largest expected magnitude."""
     assert actual.shape == expected.shape, f"{tuple(actual.shape)} != {tuple(expected.shape)}"
     difference = (actual.detach().double() - expected.double()).abs().max()
     return float(difference / expected.double().abs().max())

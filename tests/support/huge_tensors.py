@@ -1,4 +1,4 @@
-"""What the tests of tensors beyond 2^31 elements share: enough memory, and values to fill it."""
+"""Enough memory for the tests of tensors beyond 2^31 elements, and values to fill it."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from triton.runtime import interpreter
 
 def add_product(left: np.ndarray, right: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Returns ``start + left @ right`` in float32, one fused multiply-add after the other."""
-    total = start
+    accumulator = start
     for k in range(left.shape[1]):
         # In float64 a product of float32 numbers is exact, so only the sum is rounded.
-        exact = left[:, k, None].astype(np.float64) * right[None, k] + total
-        total = exact.astype(np.float32)
-    return total
+        exact = left[:, k, None].astype(np.float64) * right[None, k] + accumulator
+        accumulator = exact.astype(np.float32)
+    return accumulator
 
 
 def sum_products_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

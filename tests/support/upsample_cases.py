@@ -1,4 +1,4 @@
-"""Sizes, logits and labels that the tests of the native upsampling operators share."""
+"""Sizes, logits and labels for the tests of the upsampling operators."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SIZES = [
     (2, 19, (9, 12), (36, 48)),  # four times, as in training
     (1, 124, (7, 5), (23, 37)),  # no integer ratio, columns that fill no register
-    (1, 5, (12, 17), (5, 6)),  # shrinks so far that logits are skipped
+    (1, 5, (12, 17), (5, 6)),  # scaled down so far that logits are skipped
     (2, 9, (6, 8), (6, 8)),  # no resize
-    (1, 3, (20, 3), (10, 50)),  # shrinks and grows
+    (1, 3, (20, 3), (10, 50)),  # scaled down and up
     (2, 2, (1, 1), (5, 7)),  # a single cell
 ]
 
