@@ -51,7 +51,7 @@ def attend(query: Tensor, key_value: Tensor, bias: Tensor) -> Tensor:
 
 
 def with_flex_attention(case: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The same attention by flex_attention: every window of every clip is a sample of a batch.
+    """Returns the same attention by flex_attention; a sample of its batch is a window of a clip.
 
     flex_attention has no gather, so each window's keys and values are copied together first: two
     tensors of (clips * windows, heads, L, D). Over the token buffer itself it could skip blocks

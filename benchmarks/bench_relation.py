@@ -42,7 +42,7 @@ def bench_relation_chain(case, precision, mode, implementation, measure):
 
 
 def make_chain(size: Case, dtype: torch.dtype) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    """The chain as a function of tensors, and the tensors: tokens at three scales, then weights."""
+    """Returns the chain as a function, and its tensors: tokens at three scales, then weights."""
     tokens = [tensor for scale in range(3) for tensor in make_tokens(size, scale, dtype)]
     weights = AffinityAggregation(PUBLISHED["b1"]).to(DEVICE, dtype).weights()
 

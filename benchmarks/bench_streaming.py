@@ -3,7 +3,7 @@
 The baseline, "eager", is clip prediction with the published programs' arithmetic: for every frame
 the clip's four frames pass the encoder as one batch, features are concatenated before they are
 mixed, and two resizes and argmax make labels of the logits, all on eager operators. "clip" is
-`model(clip)` as it runs by default, on the operators that are chosen here.
+``model(clip)`` as it runs by default, on the operators that are chosen here.
 """
 
 from __future__ import annotations

@@ -31,5 +31,5 @@ def products_in(precision: str) -> Iterator[torch.dtype]:
 
 
 def named(case: str, precision: str) -> str:
-    """The name of a case in a precision; the dtype alone would not tell TF32 from float32."""
+    """Returns a case's name in a precision; the dtype alone would not tell TF32 from float32."""
     return f"{case} TF32" if precision == "tf32" else case

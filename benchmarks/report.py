@@ -1,4 +1,4 @@
-"""Tables and plots of the benchmark rows: `python -m benchmarks.report` after `make bench`.
+"""Tables and plots of the benchmark rows: ``python -m benchmarks.report`` after ``make bench``.
 
 Reads every CSV file of a folder and writes, beside them, README.md with a table for each machine
 and operator, and one plot for each machine. Of rows that measure the same, the last one counts.

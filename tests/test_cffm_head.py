@@ -25,7 +25,7 @@ def frames(count: int, size: tuple[int, int]) -> torch.Tensor:
 
 
 def by_definition(model: VideoSegmentor, clip: torch.Tensor) -> torch.Tensor:
-    """The logits of one clip (4, 3, H, W), with the fused features halved rounding down."""
+    """Returns the logits of one clip (4, 3, H, W), with the fused features halved rounding down."""
     head = model.head
     fused = head.fusion(model.backbone(clip))
     height, width = fused.shape[-2:]

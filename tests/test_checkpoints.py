@@ -183,7 +183,7 @@ def test_backbone_mismatch_is_refused(tmp_path: Path, overrides: dict, swap: boo
 
 
 def encoder_file(model: VideoSegmentor, layout: str) -> dict[str, Tensor]:
-    """The encoder's weights under the names of a published layout."""
+    """Returns the encoder's weights under the names of a published layout."""
     names = backbone_layouts(list(model.backbone.state_dict()))[layout]
     state = model.backbone.state_dict()
     out = {}

@@ -1,4 +1,4 @@
-"""The `vss` command: configurations by name, overrides and what it says about wrong input."""
+"""The ``vss`` command: configurations by name, overrides and what it says about wrong input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `vss` says, and how it ends, when something is wrong."""
+"""What ``vss`` says, and how it ends, when something is wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vss_models.commands.errors import EndedBySignal
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
-    """Makes `vss configs` fail with an error."""
+    """Makes ``vss configs`` fail with an error."""
 
     def fail_with(error: BaseException) -> None:
         def run(options: list[str]) -> int:

@@ -23,7 +23,7 @@ def _fresh_compiler() -> None:
 
 
 def trained(root: Path, output: Path, name: str, compile: str | None, **options: Any) -> list[Any]:
-    """The weights after three steps without dropout."""
+    """Returns the weights after three steps without dropout."""
     module = without_dropout(make_module(name, compile=compile))
     run(module, make_data(root), output, 3, **options)
     return list(module.model.state_dict().items())

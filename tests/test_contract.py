@@ -54,7 +54,7 @@ def test_every_operator_has_its_row_its_folder_its_tests_and_its_benchmark():
 
 
 def detached(values: Sequence[Any], keep_gradients: bool) -> tuple[Any, ...]:
-    """The same values with tensors that are leaves, which require a gradient as before or not."""
+    """Returns the values with leaves for tensors, which require a gradient as before or not."""
 
     def detach(tensor: Tensor) -> Tensor:
         return tensor.detach().requires_grad_(keep_gradients and tensor.requires_grad)

@@ -40,7 +40,7 @@ def onnx_session(path: Path) -> Any:
 
 
 def loaded(path: Path, names: list[str]) -> Callable[[Tensors], Tensors]:
-    """An exported file as a stranger would run it: by the names of its inputs and outputs."""
+    """Returns a function that runs an exported file by the names of its inputs and outputs."""
     if path.suffix == ".pt2":
         module = torch.export.load(path).module()
 

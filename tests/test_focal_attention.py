@@ -109,7 +109,7 @@ def test_key_table_lists_the_positions_in_one_buffer(geometry, windows):
 
 
 def attend_by_table(query, key, value, pooled, bias, geometry):
-    """The same attention as plain attention over gathered rows of one token buffer."""
+    """Returns the same attention as plain attention over gathered rows of one token buffer."""
     batch, height, width, heads, dim = query.shape
     side = geometry.window
     rows, columns = height // side, width // side

@@ -25,7 +25,7 @@ GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 4))
 
 
 def inverse_by_hand(table, tokens):
-    """The fields of the inverse table as lists, token by token."""
+    """Returns the fields of the inverse table as lists, token by token."""
     seen_by = {token: [] for token in range(tokens)}
     for window, line in enumerate(table.tolist()):
         for slot, token in enumerate(line):

@@ -35,7 +35,7 @@ def make_inputs(size, dtype=torch.float32, device="cpu"):
 
 
 def brute_force(x, weight, bias, cells):
-    """The definition, position by position, in double precision."""
+    """Computes the definition, position by position, in double precision."""
     batch, height, width, channels = x.shape
     side = round(weight.numel() ** 0.5)
     kernel = weight.reshape(side, side)

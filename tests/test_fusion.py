@@ -12,7 +12,7 @@ SIZES = ((20, 26), (10, 13), (5, 7), (3, 4))
 
 
 def trained_fusion() -> PyramidFusion:
-    """A fusion whose norm has seen something, so that folding it in changes every number."""
+    """Returns a fusion whose norm has statistics: folding it in changes every number."""
     torch.manual_seed(2)
     fusion = PyramidFusion(CHANNELS, 16).double()
     with torch.no_grad():

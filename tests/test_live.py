@@ -1,4 +1,4 @@
-"""Live sources, as FFmpeg's test pattern plays them, and `vss segment --camera`."""
+"""Live sources, as FFmpeg's test pattern plays them, and ``vss segment --camera``."""
 
 from __future__ import annotations
 

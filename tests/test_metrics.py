@@ -18,7 +18,7 @@ VOID = 255
 
 
 def random_video(length: int, seed: int, num_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """A video whose labels and predictions change rarely enough for long constant runs."""
+    """Returns a video whose labels and predictions change rarely enough for long constant runs."""
     generator = np.random.default_rng(seed)
 
     def persistent(values: list[int], change: float) -> np.ndarray:
@@ -37,7 +37,7 @@ def random_video(length: int, seed: int, num_classes: int = 3) -> tuple[torch.Te
 def consistency_by_definition(
     videos: list[tuple[torch.Tensor, torch.Tensor]], window: int, definition: str
 ) -> tuple[float, int]:
-    """The mean over windows and their number, window by window and pixel by pixel."""
+    """Returns the mean over windows and their number, window by window and pixel by pixel."""
     ratios = []
     for predictions, labels in videos:
         length = len(labels)

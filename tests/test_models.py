@@ -1,4 +1,4 @@
-"""`create_model` and the models' contract: settings, shapes, states, refusals, the loss."""
+"""``create_model`` and the models' contract: settings, shapes, states, refusals, the loss."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_evaluation(name: str, fusion: str, tmp_path: Any) -> None:
 def settle_kinks(model: VideoSegmentor, exact: Tensor) -> None:
     """Lets fp64 decide on which side of the fusion's ReLU values within rounding of zero lie.
 
-    One such value (-3.9e-7 in `mrcfa_b0`) moves a gradient by 4e-4 when rounding turns its sign.
+    One such value (-3.9e-7 in ``mrcfa_b0``) moves a gradient by 4e-4 when rounding turns its sign.
     """
 
     def settle(_module: torch.nn.Module, _inputs: Any, normed: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def fresh(
 def trained(
     name: str = "mrcfa_b0", num_classes: int = NUM_CLASSES, **overrides: Any
 ) -> VideoSegmentor:
-    """A model none of whose weights could be fresh ones."""
+    """Returns a model none of whose weights could be fresh ones."""
     model = fresh(name, num_classes, **overrides)
     with torch.no_grad():
         for tensor in model.state_dict().values():

@@ -36,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(root: Path, output: Path, max_steps: int = STEPS, **options: Any) -> Path:
-    """A run of MRCFA that saves every second step."""
+    """Trains MRCFA and saves every second step."""
     options = {"checkpoints": RunCheckpoints(every_n_steps=2, keep=2), **options}
     return run(make_module(), make_data(root), output, max_steps, **options)
 

@@ -1,4 +1,4 @@
-"""`vss segment` on files made on the fly, with tiny models."""
+"""``vss segment`` on files made on the fly, with tiny models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `vss segment` leaves behind: after success, after faults, on signals and on full disks."""
+"""What ``vss segment`` leaves behind: after success, after faults, on signals and on full disks."""
 
 from __future__ import annotations
 

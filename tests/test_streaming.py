@@ -27,7 +27,7 @@ PUBLISHED_START = {
 
 
 def logits_by_clip(model: VideoSegmentor, images: torch.Tensor, target: int) -> torch.Tensor:
-    """The published evaluation of one frame, from its clip or on its own."""
+    """Returns the published evaluation of one frame, from its clip or on its own."""
     if model.num_references == 0 or target < 3:
         return model.single_frame(images[target : target + 1])
     references = PUBLISHED_START.get(target, (target - 9, target - 6, target - 3))

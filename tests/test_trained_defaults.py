@@ -32,7 +32,7 @@ def knowing_model(name: str = "mrcfa_b0", **trained_on: object) -> VideoSegmento
 
 
 def labels_of_segment(checkpoint: Path, source: Path, out: Path, *options: str) -> np.ndarray:
-    """What `vss segment` writes, (L, H, W)."""
+    """What ``vss segment`` writes, (L, H, W)."""
     fixed = ["--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu", "--no-overlay"]
     assert main(["segment", str(source), *fixed, *options]) == 0
     return np.stack(list(read_labels(out / source.name).values()))

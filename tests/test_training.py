@@ -49,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def random_model(name: str = "mrcfa_b1") -> VideoSegmentor:
-    """A model whose predictions vary from pixel to pixel and from frame to frame."""
+    """Returns a model whose predictions vary from pixel to pixel and from frame to frame."""
     torch.manual_seed(3)
     model = create_model(name, NUM_CLASSES, **OVERRIDES).eval()
     for parameter in model.head.parameters():
@@ -59,7 +59,7 @@ def random_model(name: str = "mrcfa_b1") -> VideoSegmentor:
 
 
 def clip_logits(model: VideoSegmentor, item: dict[str, Any]) -> torch.Tensor:
-    """The definition: the whole clip through the model, or its one frame."""
+    """Computes the definition: the whole clip through the model, or its one frame."""
     if item["single_frame"] and model.num_references:
         return model.single_frame(item["clip"])
     return model(item["clip"][None])
@@ -97,7 +97,7 @@ def brute_force(model: VideoSegmentor, dataset: ClipTestDataset) -> dict[str, An
 
 
 def frame_figures(videos: list[list[tuple[np.ndarray, np.ndarray]]]) -> dict[str, Any]:
-    """The figures that do not look at the order of the frames."""
+    """Returns the figures that do not look at the order of the frames."""
     predicted = np.stack([pair[0] for video in videos for pair in video])
     truth = np.stack([pair[1] for video in videos for pair in video])
     ious, frequencies = [], []

@@ -37,7 +37,7 @@ def module_for(name: str) -> SegmentationModule:
 
 
 def plain_step(module: SegmentationModule, clip: Tensor, labels: Tensor) -> Tensor:
-    """The loss of a batch; adds the gradients to the parameters."""
+    """Returns the loss of a batch; adds the gradients to the parameters."""
     loss = module.loss(module.model(clip), labels)
     with torch.autocast("cpu", enabled=False):
         loss.backward()

@@ -21,14 +21,14 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def positions(height: int, width: int, frames: int = 2) -> torch.Tensor:
-    """A clip whose red is the row and whose green is the column."""
+    """Returns a clip whose red is the row and whose green is the column."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
     return image.expand(frames, 3, height, width).contiguous()
 
 
 def only_crop(**settings) -> TrainTransform:
-    """The augmentation without scaling, flip and colours."""
+    """Returns the augmentation without scaling, flip and colours."""
     defaults = {"ratio_range": (1.0, 1.0), "flip": 0.0, "photometric": None}
     return TrainTransform(**{**defaults, **settings})
 
@@ -177,7 +177,7 @@ def draw_origin(settings: dict, target: torch.Tensor, seed: int) -> tuple[int, i
 
 
 def proposed_crops(target: torch.Tensor, seed: int) -> list[tuple[int, int]]:
-    """The crops that are drawn one after the other as long as none is good enough."""
+    """Returns the crops that are drawn one after the other as long as none is good enough."""
     never_good = {"max_class_fraction": 1e-9}
     return [draw_origin({**never_good, "tries": tries}, target, seed) for tries in range(1, 12)]
 

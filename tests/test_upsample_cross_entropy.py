@@ -26,7 +26,7 @@ def _eager():
 
 
 def losses_by_hand(logits, labels, ignore_index, weight, label_smoothing, align_corners):
-    """The loss and the weight of every pixel."""
+    """Returns the loss and the weight of every pixel."""
     upsampled = resize(logits.double(), labels.shape[1:], align_corners)
     classes = logits.shape[1]
     losses = torch.zeros(labels.shape, dtype=torch.float64)

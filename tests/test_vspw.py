@@ -140,7 +140,7 @@ def test_mask_without_frame_is_reported(root, caplog):
 
 
 def decode_or_none(path) -> torch.Tensor | None:
-    """The pixels, or None for the one error that a broken file may raise."""
+    """Returns the pixels, or None for the one error that a broken file may raise."""
     try:
         return read_image(path)
     except ValueError as error:

@@ -55,7 +55,7 @@ def make_parameters(chains, dtype=torch.float32, device="cpu"):
 
 
 def unpack(parameters, chains):
-    """The layers whose tensors are views of one vector."""
+    """Returns the layers whose tensors are views of one vector."""
     offset = 0
 
     def take(*shape):
@@ -85,6 +85,6 @@ def aggregate_with(chains):
 
 
 def numbers(chains):
-    """The `layers` argument of the registered operator."""
+    """Returns the ``layers`` argument of the registered operator."""
     shapes = [number for chain in chains for shape in chain for number in shape]
     return [len(chain) for chain in chains] + shapes

@@ -115,7 +115,7 @@ class Row:
         return [value.requires_grad_() for value in arguments if is_floating(value)]
 
     def run(self, backend: str, arguments: Sequence[Any]) -> list[Tensor]:
-        """The results on a backend, then the gradients of all leaves among the arguments."""
+        """Returns the results of a backend, then the gradients of all leaves."""
         with vss_kernels.backend(backend, self.operator):
             return results_and_gradients(self.call, arguments)
 
@@ -126,7 +126,7 @@ def is_floating(value: Any) -> bool:
 
 
 def results_and_gradients(call: Callable[..., Any], arguments: Sequence[Any]) -> list[Tensor]:
-    """The results of a call, then the gradients of all leaves among its arguments.
+    """Returns the results of a call, then the gradients of all leaves among its arguments.
 
     The cotangent is the result itself, so that it depends on every argument.
     """

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def resize_matrix(size: int, resized: int, align_corners: bool) -> Tensor:
-    """The (resized, size) matrix of a linear resize along one axis, in float64."""
+    """Returns the (resized, size) matrix of a linear resize along one axis, in float64."""
     matrix = torch.zeros(resized, size, dtype=torch.float64)
     for position in range(resized):
         if align_corners:
@@ -22,7 +22,7 @@ def resize_matrix(size: int, resized: int, align_corners: bool) -> Tensor:
 
 
 def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
-    """Bilinear resize of the last two dimensions, in float64."""
+    """Returns the bilinear resize of the last two dimensions, in float64."""
     rows = resize_matrix(maps.shape[-2], size[0], align_corners)
     columns = resize_matrix(maps.shape[-1], size[1], align_corners)
     return rows @ maps.double() @ columns.mT

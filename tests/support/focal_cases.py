@@ -41,7 +41,7 @@ def make_inputs(geometry, windows, batch=2, heads=2, dim=4, dtype=torch.float32,
 def flat_inputs(
     geometry, windows, batch, heads, dim, dtype=torch.float32, device="cpu"
 ) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
-    """A function of tensors alone, as the accuracy rule asks for, and its tensors."""
+    """Returns a function of tensors alone, as the accuracy rule asks for, and its tensors."""
     query, key, value, pooled, bias = make_inputs(
         geometry, windows, batch, heads, dim, dtype, device
     )

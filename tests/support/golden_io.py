@@ -19,7 +19,7 @@ class Golden(NamedTuple):
     metadata: dict[str, str]
 
     def group(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose name starts with ``prefix.``, without it."""
+        """Returns the tensors whose name starts with ``prefix.``, without it."""
         start = f"{prefix}."
         return {
             name.removeprefix(start): tensor
@@ -35,7 +35,7 @@ def load(name: str) -> Golden:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """The largest difference relative to the largest expected magnitude."""
+    """Returns the largest difference relative to the largest expected magnitude."""
     assert actual.shape == expected.shape, f"{tuple(actual.shape)} != {tuple(expected.shape)}"
     difference = (actual.detach().double() - expected.double()).abs().max()
     return float(difference / expected.double().abs().max())

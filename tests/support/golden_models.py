@@ -15,7 +15,7 @@ from vss_models.checkpoints import load_released
 
 
 def build(golden: Golden, folder: Path, **overrides: Any) -> VideoSegmentor:
-    """The small model of a golden file, with its weights through the released names.
+    """Returns the small model of a golden file, with its weights through the released names.
 
     Args:
         golden: What the file holds.
@@ -40,5 +40,5 @@ def build(golden: Golden, folder: Path, **overrides: Any) -> VideoSegmentor:
 
 
 def clip_and_labels(golden: Golden) -> tuple[Tensor, Tensor]:
-    """The clip (B, T, 3, H, W) and its labels (B, T, H, W)."""
+    """Returns the clip (B, T, 3, H, W) and its labels (B, T, H, W)."""
     return golden.tensors["input.clip"], golden.tensors["input.label"].squeeze(2)

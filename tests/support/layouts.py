@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 def stored_in_order(tensor: Tensor, order: Sequence[int]) -> Tensor:
-    """The same values and shape, with the dimensions laid out in memory in ``order``."""
+    """Returns the same values and shape, with the dimensions laid out in memory in ``order``."""
     back = [list(order).index(axis) for axis in range(tensor.dim())]
     return tensor.detach().permute(list(order)).contiguous().permute(back)
 
 
 def reversed_order(tensor: Tensor) -> Tensor:
-    """The first dimension innermost in memory."""
+    """Stores the first dimension innermost in memory."""
     return stored_in_order(tensor, range(tensor.dim())[::-1])
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """The second of three or more dimensions innermost in memory."""
+    """Stores the second of three or more dimensions innermost in memory."""
     order = list(range(tensor.dim()))
     if len(order) > 2:
         order.append(order.pop(1))
@@ -29,12 +29,12 @@ def channels_last(tensor: Tensor) -> Tensor:
 
 
 def with_gaps(tensor: Tensor) -> Tensor:
-    """Every second element of a larger tensor."""
+    """Returns every second element of a larger tensor."""
     return torch.stack([tensor, tensor], dim=-1)[..., 0]
 
 
 def expanded(tensor: Tensor) -> Tensor:
-    """The first sample in place of all, with a stride of zero."""
+    """Repeats the first sample in place of all, with a stride of zero."""
     return tensor[:1].expand_as(tensor) if tensor.dim() > 1 else tensor
 
 

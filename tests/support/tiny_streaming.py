@@ -16,7 +16,7 @@ TRANSFORM = EvaluationTransform(scale=(85, 48))
 
 
 def tiny_model(name: str, **overrides: Any) -> VideoSegmentor:
-    """A model with random weights so large that labels depend on the frame and its references."""
+    """Returns a model with weights so large that labels depend on the frame and its references."""
     torch.manual_seed(5)
     model = create_model(name, 7, **{**SMALL, **overrides}).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Videos made on the fly, a tiny model for them, and `vss segment` on both."""
+"""Videos made on the fly, a tiny model for them, and ``vss segment`` on both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = ["--size", "96", "64"]
 
 
 def tiny_model(name: str = "mrcfa_b0", **overrides: Any) -> VideoSegmentor:
-    """A model with random weights so large that labels depend on the frame."""
+    """Returns a model with random weights so large that labels depend on the frame."""
     torch.manual_seed(3)
     model = create_model(name, 5, **{**SMALL, **overrides}).eval()
     model.trained_on = TrainedOn(class_names=("road", "tree", "sky", "person", "car"))
@@ -30,14 +30,14 @@ def tiny_model(name: str = "mrcfa_b0", **overrides: Any) -> VideoSegmentor:
 
 
 def make_frames(count: int, height: int, width: int) -> list[np.ndarray]:
-    """Textured frames (H, W, 3) that move three pixels a frame."""
+    """Returns textured frames (H, W, 3) that move three pixels a frame."""
     texture = np.random.default_rng(0).integers(0, 256, (height // 6 + 2, width, 3))
     large = texture.astype(np.uint8).repeat(6, 0).repeat(6, 1)
     return [np.ascontiguousarray(large[:height, 3 * t : 3 * t + width]) for t in range(count)]
 
 
 def make_video(path: Path, count: int = 12, height: int = 46, width: int = 62) -> Path:
-    """An MP4 with its index at the front, so that cut off it can still be opened."""
+    """Writes an MP4 with its index at the front, so that cut off it can still be opened."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=24, options={"crf": "10"})
@@ -49,7 +49,7 @@ def make_video(path: Path, count: int = 12, height: int = 46, width: int = 62) -
 
 
 def make_folder(path: Path, count: int = 5, height: int = 33, width: int = 47) -> Path:
-    """A folder of frames as PNG files."""
+    """Writes a folder of frames as PNG files."""
     path.mkdir(parents=True)
     for number, frame in enumerate(make_frames(count, height, width)):
         Image.fromarray(frame).save(path / f"frame_{number}.png")
@@ -57,13 +57,13 @@ def make_folder(path: Path, count: int = 5, height: int = 33, width: int = 47) -
 
 
 def segment(source: Path, out: Path, checkpoint: Path, *more: str) -> int:
-    """Runs `vss segment` on the CPU; returns its exit status."""
+    """Runs ``vss segment`` on the CPU; returns its exit status."""
     options = ["--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu", *SIZE]
     return main(["segment", str(source), *options, *more])
 
 
 def read_labels(folder: Path) -> dict[str, np.ndarray]:
-    """The label images that `vss segment` wrote, by their names."""
+    """Returns the label images that ``vss segment`` wrote, by their names."""
     labels = {}
     for path in sorted((folder / "labels").iterdir()):
         with Image.open(path) as picture:

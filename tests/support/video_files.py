@@ -31,7 +31,7 @@ def encode(
     times: list[int] | None = None,
     **options: str,
 ) -> Path:
-    """Writes a file of 25 frames per second; `times` are those of the frames, in 1/25 s."""
+    """Writes a file of 25 frames per second; ``times`` are those of the frames, in 1/25 s."""
     with av.open(f"file:{path}", "w", options=options) as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width = frames[0].shape[:2]

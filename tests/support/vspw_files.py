@@ -12,7 +12,7 @@ from PIL import Image
 def write_video(
     root: Path, name: str, num_frames: int, size: tuple[int, int] = (24, 32), labels: int = 3
 ) -> None:
-    """Write a video whose frames show their number in red and whose masks hold 0..labels.
+    """Writes a video whose frames show their number in red and whose masks hold 0..labels.
 
     PNG frames keep the number exactly: frame i is filled with red 10 + i.
     """
@@ -29,7 +29,7 @@ def write_video(
 
 
 def write_dataset(root: Path, lengths: Sequence[int] = (12, 11), split: str = "train") -> Path:
-    """Write videos ``a``, ``b``, ... with these lengths and three classes, and their list."""
+    """Writes videos ``a``, ``b``, ... with these lengths and three classes, and their list."""
     names = [chr(ord("a") + number) for number in range(len(lengths))]
     for name, length in zip(names, lengths, strict=True):
         write_video(root, name, length)
