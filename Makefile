@@ -38,6 +38,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/wrap_markdown.py
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
 
 bench: install
