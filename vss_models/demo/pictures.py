@@ -12,15 +12,16 @@ from matplotlib.figure import Figure
 
 from vss_models.atomic import atomic_write
 from vss_models.checkpoints import load_model
-from vss_models.data import SYNTHETIC_CLASSES, EvaluationTransform
+from vss_models.data import SYNTHETIC_CLASSES
 from vss_models.data.synthetic_video import SyntheticVideo
 from vss_models.demo.figures import ModelResult, held_out, image_and_truth
 from vss_models.demo.settings import NAMES, DemoSettings
 from vss_models.inference import StreamingSegmenter
 from vss_models.video import VideoWriter
-from vss_models.visualize import colour_labels, contact_sheet, overlay, write_png
+from vss_models.visualize import Legend, colour_labels, contact_sheet, overlay, write_png
 
 FRAMES_PER_SECOND = 10
+_LEGEND_HEIGHT = 400
 _STREET_SPLIT = 2
 """Part of a synthetic video's seed: 0 is training, 1 held-out videos, so this one is new."""
 
@@ -43,10 +44,11 @@ def write_contact_sheet(
     """
     palette = label_palette()
     dataset = held_out(data, settings)
-    rows = []
+    rows, truths = [], []
     for _, video, frame in shown:
         image, truth = image_and_truth(dataset, video, frame)
         predictions = [result.predictions[video, frame] for result in results]
+        truths.append(truth)
         rows.append([image, *(colour_labels(labels, palette) for labels in (truth, *predictions))])
     sheet = contact_sheet(
         rows,
@@ -54,7 +56,10 @@ def write_contact_sheet(
         row_titles=["undisturbed" if kind == "none" else kind for kind, _, _ in shown],
         cell_height=144,
     )
-    write_png(path, sheet)
+    legend = Legend(SYNTHETIC_CLASSES.names, palette, min(_LEGEND_HEIGHT, len(sheet)))
+    panel = _without_empty_end(legend.draw(np.concatenate(truths)))
+    below = np.full((len(sheet) - len(panel), *panel.shape[1:]), 255, dtype=np.uint8)
+    write_png(path, np.concatenate([sheet, np.concatenate([panel, below])], axis=1))
 
 
 def write_curves(
@@ -106,31 +111,21 @@ def write_street(path: Path, frames: Sequence[np.ndarray]) -> None:
 def write_comparison(
     path: Path,
     out: Path,
-    settings: DemoSettings,
     frames: Sequence[np.ndarray],
     truths: Sequence[np.ndarray],
     families: Sequence[str],
 ) -> None:
-    """Writes a video of four: the frame, the baseline, and two temporal models.
+    """Writes a video of four: the frame and the labels of three models.
 
     Args:
         path: The mp4 file.
         out: Folder with a trained model for each family.
-        settings: Sizes and offsets.
         frames: uint8 (H, W, 3) each.
         truths: Labels (H, W) of each, 255 for none.
         families: The three models to show.
     """
-    height, width = settings.size
     palette = label_palette()
-    segmenters = [
-        StreamingSegmenter(
-            load_model(out / family / "last.pt"),
-            offsets=() if family == "segformer" else settings.offsets,
-            transform=EvaluationTransform(scale=(width, height)),
-        )
-        for family in families
-    ]
+    segmenters = [StreamingSegmenter(load_model(out / family / "last.pt")) for family in families]
     titles = ["frame, with the outlines of the truth", *(NAMES[family] for family in families)]
     with VideoWriter(path, Fraction(FRAMES_PER_SECOND), _tiled_size(frames[0], titles)) as writer:
         for frame, truth in zip(frames, truths, strict=True):
@@ -157,6 +152,12 @@ def _smoothed(
     window = min(window, len(losses))
     means = np.convolve(losses, np.full(window, 1 / window), mode="valid")
     return [step for step, _ in curve[window - 1 :]], means.tolist()
+
+
+def _without_empty_end(panel: np.ndarray, margin: int = 8) -> np.ndarray:
+    """Cuts off the rows below the last one that shows something, but for a margin."""
+    shows_something = (panel != panel[-1, -1]).any(axis=(1, 2))
+    return panel[: np.flatnonzero(shows_something)[-1] + 1 + margin]
 
 
 def _outlined(frame: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ def run_demo(
         write_curves(out / "learning_curves.png", first.curve, results)
         frames, truths = street_video(settings)
         write_street(out / "street.mp4", frames)
-        write_comparison(out / "comparison.mp4", out, settings, frames, truths, FAMILIES)
+        write_comparison(out / "comparison.mp4", out, frames, truths, FAMILIES)
         options = ["--checkpoint", str(out / "cffm" / "last.pt"), "--out", str(out / "segmented")]
         status = segment.main([str(out / "street.mp4"), *options])
         if status != 0:

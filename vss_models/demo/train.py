@@ -78,6 +78,7 @@ def fit_command(
         "data.train_transform.ratio_range": [0.75, 1.5],
         "data.train_transform.crop": list(settings.crop),
         "data.evaluation_transform.scale": [width, height],
+        "model.auxiliary_weight": settings.auxiliary_weight,
         "trainer.max_steps": steps,
         "trainer.limit_val_batches": 0,
         "trainer.num_sanity_val_steps": 0,
