@@ -92,6 +92,16 @@ def _upsample_cross_entropy() -> Case:
     return Case(vss_kernels.upsample_cross_entropy, (torch.randn(1, CLASSES, 4, 4), labels))
 
 
+def _add_layer_norm() -> Case:
+    inputs = torch.randn(1, 6, CHANNELS), torch.randn(CHANNELS), torch.randn(CHANNELS)
+    return Case(both_results_of_add_layer_norm, (*inputs, torch.randn(1, 6, CHANNELS)))
+
+
+def both_results_of_add_layer_norm(*tensors: Tensor) -> Tensor:
+    """Calls add_layer_norm; returns the sum and its normalisation as one tensor."""
+    return torch.stack(vss_kernels.add_layer_norm(*tensors))
+
+
 def _upsample_argmax() -> Case:
     logits = torch.randn(1, CLASSES, 4, 4)
     return Case(lambda tensor: vss_kernels.upsample_argmax(tensor, (16, 16)), (logits,), False)
@@ -107,4 +117,5 @@ CASES: dict[str, Callable[[], Case]] = {
     "fuse_pyramid": _fuse_pyramid,
     "upsample_cross_entropy": _upsample_cross_entropy,
     "upsample_argmax": _upsample_argmax,
+    "add_layer_norm": _add_layer_norm,
 }

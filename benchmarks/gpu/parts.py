@@ -27,6 +27,9 @@ TIMED = {
     "bench_streaming": "not compiled",
     "bench_training": "not projected and not inductor",
 }
+CONTRACT = "tests/test_contract.py"
+"""Tests of what all operators promise, each named after operator and backend."""
+
 HOST_TIME = "bench_overhead"
 """The file whose benchmarks need no GPU."""
 
@@ -118,10 +121,17 @@ def smoke(setting: Setting) -> list[Step]:
 def test_native(setting: Setting) -> list[Step]:
     """GPU tests: first the native operators, then all else but Triton's, then huge tensors."""
     own, triton = test_files(*native_operators()), _triton_files()
-    others = [file for file in _named(ROOT / "tests", "test_*.py") if file not in own + triton]
+    others = [
+        file
+        for file in _named(ROOT / "tests", "test_*.py")
+        if file not in [*own, *triton, CONTRACT]
+    ]
     marked, huge = ["-m", "gpu and not slow", "--maxfail=10"], ["-m", "gpu and slow"]
     return [
         Step("native operators", _run_tests(setting, *marked, *own)),
+        Step(
+            "promises of native operators", _run_tests(setting, *marked, CONTRACT, "-k", "native")
+        ),
         Step("models", _run_tests(setting, *marked, *others)),
         Step("huge tensors", _run_tests(setting, *huge, *own, *others)),
     ]
@@ -155,8 +165,10 @@ def profile(setting: Setting) -> list[Step]:
 def test_triton(setting: Setting) -> list[Step]:
     """Triton's kernels on the hardware instead of in the interpreter."""
     files = _triton_files()
+    promises = ("-m", "gpu and not slow", CONTRACT, "-k", "triton")
     return [
         Step("Triton on a GPU", _run_tests(setting, "-m", "gpu and not slow", *files)),
+        Step("promises of Triton operators", _run_tests(setting, *promises)),
         Step("the interpreter's tests", _run_tests(setting, "tests/interpreter")),
         Step("huge tensors", _run_tests(setting, "-m", "gpu and slow", *files)),
     ]
@@ -175,13 +187,16 @@ def sanitize(setting: Setting) -> list[Step]:
         prefix = [program, "--error-exitcode", "1", "--kernel-name", "kernel_substring=vss"]
     # PyTorch's caching allocator would hide accesses past the end of a tensor.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    tests = _run_tests(setting, "-x", "-m", "gpu and not slow", "-k", "not compile and not graph")
+    tests = _run_tests(
+        setting, "-x", "-m", "gpu and not slow", "-k", "not compile and not graph and not triton"
+    )
     memory, races = (["--tool", "memcheck", "--padding", "32"], ["--tool", "racecheck"])
     if setting.dry_run:
         memory, races = [], []
+    files = [*test_files(*native_operators()), CONTRACT]
     racing = test_files("aggregate_affinity", "upsample_cross_entropy")
     return [
-        Step("memcheck", [*prefix, *memory, *tests, *test_files(*native_operators())], environment),
+        Step("memcheck", [*prefix, *memory, *tests, *files], environment),
         Step("racecheck", [*prefix, *races, *tests, *racing], environment),
     ]
 

@@ -31,7 +31,8 @@ from benchmarks import (
     bench_upsample_argmax,
     bench_upsample_cross_entropy,
 )
-from benchmarks.harness import DEVICE, Measure, implementation_of
+from benchmarks.harness import DEVICE, DRY_RUN, Measure, implementation_of
+from benchmarks.smallest import both_results_of_add_layer_norm
 
 # Counter: what the printed line calls it.
 COUNTERS = {
@@ -84,6 +85,20 @@ def _argmax(measure: Callable[..., None], mode: str) -> None:
     )
 
 
+def _add_layer_norm(measure: Callable[..., None], mode: str) -> None:
+    """The first stage of MiT-B1 on two clips of four frames of 480x480."""
+    shape = (1, 16, 64) if DRY_RUN else (8, 14400, 64)
+    x, branch = (torch.randn(*shape, device=DEVICE) for _ in range(2))
+    weight, bias = (torch.randn(shape[-1], device=DEVICE) for _ in range(2))
+    measure(
+        both_results_of_add_layer_norm,
+        (x, weight, bias, branch),
+        operator="add_layer_norm",
+        mode=mode,
+        implementation="fused",
+    )
+
+
 # Operator: the benchmark whose inputs it is profiled on.
 WORK: dict[str, Work] = {
     "aggregate_affinity": _work(
@@ -130,6 +145,7 @@ WORK: dict[str, Work] = {
         precision="bfloat16",
     ),
     "select_tokens": _select,
+    "add_layer_norm": _add_layer_norm,
 }
 
 
