@@ -24,10 +24,12 @@ COLUMNS = (
 
 
 def device_name() -> str:
-    """Returns the GPU's name, or the CPU's kind and thread count."""
+    """Returns the GPU's name, or the CPU's kind and thread count, and a chosen instruction set."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    isa = os.environ.get("VSS_KERNELS_ISA", "")
+    chosen = f", {isa}" if isa else ""
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads{chosen}"
 
 
 def driver_version() -> str:
