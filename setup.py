@@ -5,7 +5,7 @@ Environment switches:
                             where PyTorch and a C++ compiler are found)
     VSS_KERNELS_CUDA        1 = fail without a CUDA toolkit, 0 = CPU only (default: where one is
                             found; a GPU is not needed to build)
-    TORCH_CUDA_ARCH_LIST    GPU architectures to build for (default: "8.0;9.0")
+    TORCH_CUDA_ARCH_LIST    GPU architectures to build for (default: "8.0;9.0+PTX")
     CUDA_HOME               the toolkit's own folder, if it is not found by itself
     MAX_JOBS                compilers to run at a time (default: one per core)
     VSS_KERNELS_SANITIZE    address = CPU build under AddressSanitizer and
@@ -27,7 +27,7 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent.resolve()
-DEFAULT_ARCH_LIST = "8.0;9.0"
+DEFAULT_ARCH_LIST = "8.0;9.0+PTX"
 TRITON_ON_A_GPU = ("focal_attention",)  # operators without a CUDA kernel
 SANITIZE_FLAGS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],

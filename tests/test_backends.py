@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import vss_kernels
 from vss_kernels import info
@@ -191,3 +192,48 @@ def test_a_broken_extension_is_reported_as_broken_and_eager_still_works(tmp_path
     assert "failed to load" in out
     assert "not built" not in out
     assert out.endswith("4.0\n")
+
+
+@pytest.mark.parametrize(
+    ("capability", "arch_list", "runs"),
+    [
+        ((8, 0), "8.0;9.0", True),
+        ((8, 9), "8.0;9.0", True),
+        ((9, 0), "8.0;9.0", True),
+        ((10, 0), "8.0;9.0", False),
+        ((10, 0), "8.0;9.0+PTX", True),
+        ((12, 0), "8.0 9.0a+PTX", True),
+        ((7, 5), "8.0;9.0+PTX", False),
+        ((8, 0), "8.6", False),
+        ((8, 0), "", False),
+    ],
+)
+def test_gpus_that_a_build_runs_on(capability, arch_list, runs):
+    assert native.runs_on(capability, arch_list) is runs
+
+
+def test_a_gpu_that_the_build_does_not_fit_is_refused_with_the_reason(monkeypatch):
+    monkeypatch.setattr(native, "_HAS_CUDA", True)
+    monkeypatch.setattr(native, "build_info", lambda: {"cuda_arch_list": "8.0;9.0"})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    native._find_gpu_problem.cache_clear()
+    try:
+        with FakeTensorMode():
+            gpu_tensor = torch.empty(2, device="cuda")
+            reason = native.refuses(gpu_tensor)
+    finally:
+        native._find_gpu_problem.cache_clear()
+    assert "built for compute capabilities 8.0;9.0, and this GPU has 7.5" in reason
+
+
+def test_asking_for_the_gpu_leaves_a_graph_whole(monkeypatch):
+    monkeypatch.setattr(native, "_HAS_CUDA", False)
+    native._find_gpu_problem.cache_clear()
+
+    def choose(x):
+        return x if native._gpu_problem(0) is None else x + 1
+
+    torch.compiler.reset()
+    compiled = torch.compile(choose, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))
+    native._find_gpu_problem.cache_clear()

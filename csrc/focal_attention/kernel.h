@@ -131,8 +131,8 @@ struct ForwardScratch {
 };
 
 // Attends from one window's queries. `bias` is (positions, wide_keys); `out` starts at the clip's
-// and head's first channel and has `heads * dim` channels a token; `statistics` (2, positions) takes
-// the largest logits and one over the sums of the exponentials relative to them.
+// and head's first channel and has `heads * dim` channels a token; `statistics` (2, positions)
+// takes the largest logits and one over the sums of the exponentials relative to them.
 template <typename T>
 VSS_INLINE void attend_window(const AttentionGeometry& g, const AttentionWindow<T>& window,
                               const float* bias, const ForwardScratch& s, T* out,

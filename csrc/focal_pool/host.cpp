@@ -29,9 +29,8 @@ int64_t strip_capacity(const PoolGeometry& g) {
   return g.strip * cells(g.vertical, 1) * cells(g.horizontal, g.strip);
 }
 
-// Pixels of a strip. On a GPU sixteen neighbours are read by few cells, and have coefficients and
-// sums enough for all threads of a block; fewer where a map is enlarged many times: the scratch
-// stays small, and a pixel has work enough.
+// Pixels of a strip. On a GPU up to sixteen, which gives all threads of a block coefficients and
+// sums to compute; fewer where each pixel is read by many cells, so that the scratch stays small.
 void set_strip(PoolGeometry& g) {
   constexpr int64_t kMostScratch = 4096;
   g.strip = kGpu ? 16 : 1;
@@ -65,7 +64,7 @@ PoolGeometry pool_geometry(const at::Tensor& x, const at::Tensor& weight, int64_
   return g;
 }
 
-// A block has one channel a thread where its size allows; a few more threads than that for the
+// A block has one channel a thread where its size allows, and at least 64 threads to fill the
 // scratch.
 template <typename F>
 void launch(const char* op, const PoolGeometry& g, int64_t blocks, int64_t scratch_floats,

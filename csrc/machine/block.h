@@ -11,8 +11,8 @@
 //   workspace()       memory of the block's own, slower and larger, where the launch asked for it
 //   sync()            what was written before is visible to the whole block after
 //
-// Every line of a kernel therefore runs in the CPU tests and under the CPU sanitizers. Where
-// machines really differ, a kernel says so: `if constexpr (kGpu)`.
+// Almost every line of a kernel therefore runs in the CPU tests and under the CPU sanitizers. What
+// a GPU alone runs (`if constexpr (kGpu)`, the sums over a warp) runs in the race check.
 #pragma once
 
 namespace vss::inline VSS_MACHINE {

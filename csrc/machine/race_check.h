@@ -78,7 +78,7 @@ class TeamThread {
 using Block = SharedBlock<TeamThread>;
 static_assert(Block::kWarp == Team::kWarp);
 
-// So little shared memory that the tests' maps take either way.
+// Small, so that the tests cover both the shared-memory and the workspace path.
 inline GpuLimits gpu_limits() { return {16 << 10, 32 << 10, 1}; }
 
 inline void check_scratch(const char*, int64_t) {}

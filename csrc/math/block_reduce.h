@@ -2,10 +2,10 @@
 //
 //   block_reduce<kCount>(block, items, scratch, f)
 //
-// calls f(i, partial) for every i in [0, items), which adds to partial[0 .. kCount), and leaves the
-// sums in scratch[0 .. kCount), where they stay until the next call has let all threads of the
-// block finish f. The order of the additions is fixed. All writes that f made to shared memory are
-// visible to the block afterwards. Scratch: reduce_scratch_floats(kCount), for nothing else.
+// calls f(i, partial) for every i in [0, items), which adds to partial[0 .. kCount). The results
+// are in scratch[0 .. kCount) and valid until the next call's barrier. The order of the additions
+// is fixed. All writes that f made to shared memory are visible to the block afterwards. Scratch:
+// reduce_scratch_floats(kCount), for nothing else.
 #pragma once
 
 #include "simd.h"

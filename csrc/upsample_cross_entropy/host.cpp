@@ -110,8 +110,8 @@ LossResults loss_results(const LossInputs& in, Reduction reduction) {
 // `wanted_blocks` blocks as long as their bands are not so low that the row above costs much.
 void set_tiles(LossBackwardGeometry& g, int64_t limit, int64_t wanted_blocks) {
   constexpr int64_t kLowestBand = 8;
-  // A kernel may fuse multiplications and additions where this function does not. A source position
-  // that an output position falls on exactly may then gain a reader on either side.
+  // Fused multiply-adds in a kernel can move a tap that falls on a source position by one; reserve
+  // room for one more output position on either side.
   constexpr int64_t kRounding = 2;
   const Resize& horizontal = g.loss.horizontal;
   g.fan_out = 0;

@@ -7,6 +7,7 @@ this Python code) are different conditions, so they are kept apart.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -108,12 +109,57 @@ def has_cuda() -> bool:
     return _extension is not None and bool(_extension.build_info()["cuda"])
 
 
+def runs_on(capability: tuple[int, int], arch_list: str) -> bool:
+    """Whether machine code for ``arch_list`` runs on a GPU of compute capability ``capability``.
+
+    Code for a capability runs on GPUs of the same major version and no smaller minor one; PTX
+    (``+PTX``) is compiled by the driver for every later GPU.
+
+    Args:
+        capability: Major and minor version.
+        arch_list: As ``TORCH_CUDA_ARCH_LIST``, for instance ``"8.0;9.0+PTX"``.
+    """
+    for architecture in arch_list.replace(" ", ";").split(";"):
+        number, _, ptx = architecture.partition("+")
+        if not number:
+            continue
+        major, minor = (int("".join(filter(str.isdigit, part))) for part in number.split("."))
+        if ptx and capability >= (major, minor):
+            return True
+        if capability[0] == major and capability[1] >= minor:
+            return True
+    return False
+
+
+@torch.compiler.assume_constant_result  # Dynamo need not trace how a device is asked
+def _gpu_problem(index: int) -> str | None:
+    """Why the extension cannot run on a CUDA device, or ``None``."""
+    return _find_gpu_problem(index)
+
+
+@functools.cache
+def _find_gpu_problem(index: int) -> str | None:
+    if not _HAS_CUDA:
+        return "the native extension was built without CUDA"
+    capability = torch.cuda.get_device_capability(index)
+    arch_list = build_info()["cuda_arch_list"]
+    if runs_on(capability, arch_list):
+        return None
+    return (
+        f"the native extension was built for compute capabilities {arch_list}, and this GPU has "
+        f"{capability[0]}.{capability[1]}; rebuild it with TORCH_CUDA_ARCH_LIST="
+        f"{capability[0]}.{capability[1]}"
+    )
+
+
 def refuses(tensor: torch.Tensor) -> str | None:
     """Why no native kernel can take ``tensor``'s device and dtype, or ``None``."""
     if tensor.device.type not in ("cpu", "cuda"):
         return f"it runs on cpu and cuda tensors, not on {tensor.device.type}"
-    if tensor.device.type == "cuda" and not _HAS_CUDA:
-        return "the native extension was built without CUDA"
+    if tensor.device.type == "cuda":
+        problem = _gpu_problem(tensor.device.index or 0)
+        if problem is not None:
+            return problem
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"it computes in float32, float16 and bfloat16, not in {tensor.dtype}"
     return None
