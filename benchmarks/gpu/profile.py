@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import (
+    bench_add_layer_norm,
     bench_aggregate_affinity,
     bench_attend_selected,
     bench_focal_attention,
@@ -31,8 +32,7 @@ from benchmarks import (
     bench_upsample_argmax,
     bench_upsample_cross_entropy,
 )
-from benchmarks.harness import DEVICE, DRY_RUN, Measure, implementation_of
-from benchmarks.smallest import both_results_of_add_layer_norm
+from benchmarks.harness import DEVICE, Measure, implementation_of
 
 # Counter: what the printed line calls it.
 COUNTERS = {
@@ -85,20 +85,6 @@ def _argmax(measure: Callable[..., None], mode: str) -> None:
     )
 
 
-def _add_layer_norm(measure: Callable[..., None], mode: str) -> None:
-    """The first stage of MiT-B1 on two clips of four frames of 480x480."""
-    shape = (1, 16, 64) if DRY_RUN else (8, 14400, 64)
-    x, branch = (torch.randn(*shape, device=DEVICE) for _ in range(2))
-    weight, bias = (torch.randn(shape[-1], device=DEVICE) for _ in range(2))
-    measure(
-        both_results_of_add_layer_norm,
-        (x, weight, bias, branch),
-        operator="add_layer_norm",
-        mode=mode,
-        implementation="fused",
-    )
-
-
 # Operator: the benchmark whose inputs it is profiled on.
 WORK: dict[str, Work] = {
     "aggregate_affinity": _work(
@@ -145,7 +131,12 @@ WORK: dict[str, Work] = {
         precision="bfloat16",
     ),
     "select_tokens": _select,
-    "add_layer_norm": _add_layer_norm,
+    "add_layer_norm": _work(
+        bench_add_layer_norm.bench_add_layer_norm,
+        "triton",
+        case=_first(bench_add_layer_norm.CASES),
+        dtype=torch.float32,
+    ),
 }
 
 
