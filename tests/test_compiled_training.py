@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,29 @@ def test_runs_on_a_gpu(name: str, options: dict[str, Any], tmp_path: Path) -> No
     have = trained(root, tmp_path / "fast", name, "auto", **options)
     for (key, one), (_, other) in zip(have, want, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=4e-3, msg=key)
+
+
+FRESH = """
+import sys
+
+import torch
+
+from tests.support.tiny_video import TRANSFORM, tiny_model, video
+from vss_models.inference.streaming import StreamingSegmenter
+
+stream = StreamingSegmenter(
+    tiny_model("cffm_b0").cuda(), transform=TRANSFORM, compile=sys.argv[1], frame_size=(48, 85)
+)
+for frame in video(14, 48, 85):
+    stream.step(frame)
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", ["inductor", "cuda-graph"])
+def test_streaming_compiles_in_a_fresh_process(how: str) -> None:
+    """No earlier uncompiled call has built the tables of focal_attention."""
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, how], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

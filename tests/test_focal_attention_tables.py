@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -146,3 +148,30 @@ def test_tables_are_kept_within_a_bound():
     assert len(built) == KEPT + 1
     cache.get(geometry, (2, 1), device)  # the one that was dropped
     assert len(built) == KEPT + 2
+
+
+def test_a_gpus_tables_are_built_on_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler warming up for a CUDA graph claims what the thread that calls it allocates."""
+    waited: list[int] = []
+
+    class Stream:
+        def synchronize(self) -> None:
+            waited.append(threading.get_ident())
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    built: list[int] = []
+
+    def build(*_: object) -> torch.Tensor:
+        assert not torch.is_inference_mode_enabled()
+        built.append(threading.get_ident())
+        return torch.zeros(1)
+
+    cache = TableCache(build)
+    with torch.inference_mode():
+        cache.get(SMALL, (1, 1), torch.device("cuda", 0))
+        cache.get(SMALL, (1, 1), torch.device("cpu"))
+    assert built[0] == waited[0] != threading.get_ident()
+    assert built[1] == threading.get_ident()
+    assert len(built) == 2
+    assert len(waited) == 1

@@ -8,6 +8,7 @@ import torch
 from tests.support import golden_io, golden_operators
 from tests.support.aggregation_cases import KEEP, PUBLISHED
 from vss_kernels import FocalGeometry, PooledLevel
+from vss_kernels.focal_attention.geometry import relative_position_index
 from vss_kernels.nn import (
     AffinityAggregation,
     AggregationLayers,
@@ -15,6 +16,7 @@ from vss_kernels.nn import (
     FocalBlock,
     RelationAffinity,
 )
+from vss_kernels.nn.focal import assemble_bias
 
 
 @pytest.mark.parametrize("variant", golden_operators.VARIANTS)
@@ -184,3 +186,28 @@ def test_modules_compile_without_graph_breaks():
 def test_bad_settings_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_bias_tables_and_their_gradient_are_those_of_indexing() -> None:
+    torch.manual_seed(0)
+    attention = FocalAttention(16, 2).double()
+    side, geometry = attention.geometry.window, attention.geometry
+    window = relative_position_index(side, side)
+    levels = [relative_position_index(side, level.kernel) for level in geometry.pooled]
+    want = assemble_bias(
+        attention.window_bias,
+        window,
+        attention.around_bias,
+        list(zip(attention.pooled_bias, levels, strict=True)),
+    )
+    have = attention.bias()
+    assert torch.equal(have, want)
+    with torch.no_grad():
+        assert torch.equal(attention.bias(), want)
+    tables = [attention.window_bias, attention.around_bias, *attention.pooled_bias]
+    weights = torch.randn_like(want)
+    expected = torch.autograd.grad((want * weights).sum(), tables)
+    for one, other in zip(
+        torch.autograd.grad((have * weights).sum(), tables), expected, strict=True
+    ):
+        torch.testing.assert_close(one, other)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -168,6 +169,26 @@ def _split(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     return items.astype(np.int32), sums.astype(np.int32), int(is_part.sum())
 
 
+def _on_another_thread(build: Callable[[], Table], device: torch.device) -> Table:
+    """Builds a table for a GPU where no recording of this thread can claim its memory.
+
+    A compiler that warms up for a CUDA graph directs the allocations of its thread to the memory of
+    that graph, and takes a table that outlives the call there for an error.
+    """
+
+    def run() -> Table:
+        with torch.inference_mode(False):  # it may serve a training step later
+            table = build()
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # other streams are to read it
+        return table
+
+    if device.type != "cuda":
+        return run()
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
+
+
 class TableCache(Generic[Table]):
     """The most recently used tables of one kind.
 
@@ -203,8 +224,7 @@ class TableCache(Generic[Table]):
                     )
                 if len(self._kept) >= KEPT:
                     self._drop_oldest()
-                with torch.inference_mode(False):  # it may serve a training step later
-                    table = self._build(geometry, grid, device)
+                table = _on_another_thread(lambda: self._build(geometry, grid, device), device)
             self._kept[key] = table
             self._kept.move_to_end(key)
             if capturing:

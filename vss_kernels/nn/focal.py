@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vss_kernels.add_layer_norm import add_layer_norm
 from vss_kernels.focal_attention import attend_tokens
 from vss_kernels.focal_attention.geometry import (
     FocalGeometry,
@@ -16,6 +17,7 @@ from vss_kernels.focal_attention.geometry import (
     relative_position_index,
 )
 from vss_kernels.focal_pool import focal_pool
+from vss_kernels.nn.bias_tables import invert_index, look_up
 
 
 def _table(*shape: int) -> nn.Parameter:
@@ -58,19 +60,32 @@ class FocalAttention(nn.Module):
         self.pooled_bias = nn.ParameterList(
             [_table(num_heads, (side + level.kernel - 1) ** 2) for level in self.geometry.pooled]
         )
-        self.window_index: Tensor
-        self.register_buffer("window_index", relative_position_index(side, side), persistent=False)
-        for position, level in enumerate(self.geometry.pooled):
-            index = relative_position_index(side, level.kernel)
-            self.register_buffer(f"pooled_index_{position}", index, persistent=False)
+        self.bias_index: Tensor
+        self.bias_places: Tensor
+        index, entries = self._bias_index()
+        self.register_buffer("bias_index", index, persistent=False)
+        self.register_buffer("bias_places", invert_index(index, entries), persistent=False)
+
+    def _bias_index(self) -> tuple[Tensor, int]:
+        """The entry of each query and key in all tables side by side, and how many there are."""
+        side, ring = self.geometry.window, self.geometry.around_keys
+        start = (2 * side - 1) ** 2
+        parts = [
+            relative_position_index(side, side),
+            start + torch.arange(side**2 * ring).view(side**2, ring),
+        ]
+        start += side**2 * ring
+        for level in self.geometry.pooled:
+            parts.append(start + relative_position_index(side, level.kernel))
+            start += (side + level.kernel - 1) ** 2
+        return torch.cat(parts, dim=1), start
 
     def bias(self) -> Tensor:
         """Returns the bias of every query and key of a window, (heads, window ** 2, L)."""
-        tables = [
-            (table, self.get_buffer(f"pooled_index_{position}"))
-            for position, table in enumerate(self.pooled_bias)
-        ]
-        return assemble_bias(self.window_bias, self.window_index, self.around_bias, tables)
+        tables = [self.window_bias.T, self.around_bias[0].flatten(1)]
+        for table in self.pooled_bias:  # one by one, as torch.compile traces it
+            tables.append(table)
+        return look_up(torch.cat(tables, dim=1), self.bias_index, self.bias_places)
 
     def forward(self, target: Tensor, pooled: Sequence[Tensor]) -> Tensor:
         """Attends from every position of the target.
@@ -248,9 +263,10 @@ class FocalBlock(nn.Module):
                 f"FocalBlock: references must have shape {(batch, count, height, width, dim)} for "
                 f"a target of shape {tuple(target.shape)}, got {tuple(references.shape)}"
             )
-        normed = self._normalise(target)
+        # All frames at once, one after the other, so that each is contiguous.
+        frames = self._normalise(torch.cat([target[None], references.transpose(0, 1)]))
+        normed, *_ = maps = frames.unbind(0)
         pools = [self.target_pool, *self.reference_pools]
-        maps = [normed, *(self._normalise(reference) for reference in references.unbind(1))]
         geometry = self.attention.geometry
         windows = check_windows("FocalBlock", normed.shape[1], normed.shape[2], geometry)
         pooled = [
@@ -258,14 +274,18 @@ class FocalBlock(nn.Module):
             for frame, pool, cells in zip(maps, pools, geometry.pooled_cells(windows), strict=True)
         ]
         attended = self.attention(normed, pooled)[:, :height, :width]
-        target = target + attended
-        return target + self.mlp(self.norm2(target))
+        norm = self.norm2
+        target, normed = add_layer_norm(target, norm.weight, norm.bias, attended, eps=norm.eps)
+        return target + self.mlp(normed)
 
-    def _normalise(self, frame: Tensor) -> Tensor:
-        """Normalises a frame and pads it with zeros, right and bottom, to whole windows."""
-        side = self.attention.geometry.window
-        height, width = frame.shape[1:3]
-        return F.pad(self.norm1(frame), (0, 0, 0, -width % side, 0, -height % side))
+    def _normalise(self, frames: Tensor) -> Tensor:
+        """Normalises frames (..., H, W, C); pads zeros, right and bottom, to whole windows."""
+        side, norm = self.attention.geometry.window, self.norm1
+        height, width = frames.shape[-3:-1]
+        _, normed = add_layer_norm(frames, norm.weight, norm.bias, eps=norm.eps)
+        if height % side == 0 and width % side == 0:
+            return normed
+        return F.pad(normed, (0, 0, 0, -width % side, 0, -height % side))
 
 
 def _pooling(side: int) -> nn.Linear:
