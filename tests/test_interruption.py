@@ -186,7 +186,8 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 def finish(tmp_path: Path, root: Path, output: Path, steps: int) -> None:
     process = start(tmp_path, root, output, steps)
-    assert process.wait(120) == 0, process.communicate()[1]
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
 
 
 @pytest.fixture(scope="module")
