@@ -299,6 +299,7 @@ def test_training_lowers_the_loss_and_logs_it(root: Path, tmp_path: Path) -> Non
             data.class_table().colours,
             tuple(PUBLISHED),
             data.evaluation_transform.scale,
+            "float32",
         )
 
 
@@ -310,6 +311,7 @@ def test_bfloat16_trains(root: Path, tmp_path: Path) -> None:
     assert after.dtype == torch.float32
     assert torch.isfinite(after).all()
     assert not torch.equal(before, after)
+    assert open_model(tmp_path / "last.pt").trained_on.precision == "bfloat16"
 
 
 @pytest.mark.parametrize(

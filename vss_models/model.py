@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import reprlib
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -79,6 +79,11 @@ class TrainedOn:
             if not (isinstance(value, tuple) and is_valid(value)):
                 raise ValueError(f"{name} must be {expected}, got {reprlib.repr(value)}")
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def read(cls, description: Mapping[str, Any]) -> TrainedOn:
+        """Picks the entries out of a checkpoint's description; those it lacks are None."""
+        return cls(**{entry.name: description.get(entry.name) for entry in fields(cls)})
 
     def check_fits(self, num_classes: int, num_references: int) -> None:
         """Raises ValueError unless there are as many classes and references as a model has."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from vss_models.checkpoints.read import (
     read_checkpoint,
 )
 from vss_models.checkpoints.report import CheckpointError
-from vss_models.model import TrainedOn, VideoSegmentor
+from vss_models.model import VideoSegmentor
 from vss_models.registry import create_model
 
 _MISFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -111,8 +111,7 @@ def build_model(path: str | os.PathLike[str], checkpoint: Checkpoint) -> VideoSe
         outline.load_state_dict(checkpoint.state, assign=True)
         model = _model_of(description)
         model.load_state_dict(checkpoint.state)
-        known = {field.name: description.get(field.name) for field in fields(TrainedOn)}
-        model.trained_on = TrainedOn(**known)
+        model.trained_on = checkpoint.trained_on
         model.trained_on.check_fits(model.num_classes, model.num_references)
     except _MISFIT as error:
         raise CheckpointError(

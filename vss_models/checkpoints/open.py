@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 
-from torch import Tensor
-
 from vss_models.checkpoints.native import build_model
 from vss_models.checkpoints.published import load_released_state, released_family
-from vss_models.checkpoints.read import PUBLISHED, read_checkpoint
+from vss_models.checkpoints.read import (
+    PUBLISHED,
+    PUBLISHED_CLASSIFIER,
+    Checkpoint,
+    read_checkpoint,
+)
 from vss_models.checkpoints.report import CheckpointError
 from vss_models.model import VideoSegmentor
 from vss_models.registry import create_model
-
-_RELEASED_CLASSIFIER = "decode_head.linear_pred.weight"
 
 
 def open_model(path: str | os.PathLike[str], name: str | None = None) -> VideoSegmentor:
@@ -35,7 +36,7 @@ def open_model(path: str | os.PathLike[str], name: str | None = None) -> VideoSe
     """
     checkpoint = read_checkpoint(path)
     if checkpoint.kind == PUBLISHED:
-        return _build_released(path, checkpoint.state, name)
+        return _build_released(path, checkpoint, name)
     model = build_model(path, checkpoint)
     if model.config is not None and name not in (None, model.config.name):
         raise CheckpointError(f"{path} is of the model {model.config.name}, not of {name}")
@@ -43,28 +44,27 @@ def open_model(path: str | os.PathLike[str], name: str | None = None) -> VideoSe
 
 
 def _build_released(
-    path: str | os.PathLike[str], state: dict[str, Tensor], name: str | None
+    path: str | os.PathLike[str], checkpoint: Checkpoint, name: str | None
 ) -> VideoSegmentor:
     if name is None:
         raise CheckpointError(
             f"{path} doesn't say which model it is of; give the model's name, such as mrcfa_b1"
         )
-    classifier = state.get(_RELEASED_CLASSIFIER)
-    if classifier is None or classifier.dim() == 0:
+    if checkpoint.num_classes is None:
         raise CheckpointError(
-            f"{path} is not in a layout this program knows: it has no {_RELEASED_CLASSIFIER}"
+            f"{path} is not in a layout this program knows: it has no {PUBLISHED_CLASSIFIER}"
         )
-    family = released_family(state)
+    family = released_family(checkpoint.state)
     if family == "CFFM++":
         raise CheckpointError(
             f"{path} is of CFFM++, a model that this program does not have yet: its prototypes "
             "would be left out and the labels would be CFFM's. To use it as the CFFM within, load "
             "it with load_released(create_model('cffm_b1', ...), path, strict=False)"
         )
-    model = create_model(name, classifier.shape[0])
+    model = create_model(name, checkpoint.num_classes)
     if name.split("_")[0] != family.lower():
         raise CheckpointError(f"{path} is of {family}, not of {name}")
-    load_released_state(model, path, state)
+    load_released_state(model, path, checkpoint.state)
     return model.eval()
 
 

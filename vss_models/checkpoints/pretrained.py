@@ -31,6 +31,7 @@ def load_pretrained(
     and the model starts with the predictions of its per-frame head, taken at 1/8 (see
     `SegFormerHead.start_as_per_frame`).
     Anything else that does not fit is refused, so that no weights are lost unnoticed.
+    If all fits, the model also gets what the file says of its data (`model.trained_on`).
 
     Args:
         model: The model that is to be trained; built with fresh weights.
@@ -57,6 +58,8 @@ def load_pretrained(
     copy_tensors(model, tensors)
     if not _across_frames(tensors):
         model.head.start_as_per_frame()
+    if report.complete and checkpoint.kind != PUBLISHED:
+        model.trained_on = checkpoint.trained_on
     if verbose:
         print(report)
         fresh = [ours[name] for name in (*report.missing, *(m.key for m in report.wrong_shape))]

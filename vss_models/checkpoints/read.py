@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vss_models.checkpoints.io import read_file
 from vss_models.checkpoints.report import CheckpointError
+from vss_models.model import TrainedOn
 from vss_models.registry import MODEL_NAMES
 
 FORMAT = "vss_models"
@@ -24,6 +25,9 @@ RUN_KEY = "vss_model"
 MODEL = "model"
 RUN = "run"
 PUBLISHED = "published"
+
+PUBLISHED_CLASSIFIER = "decode_head.linear_pred.weight"
+"""What every released file has: the weight of the per-frame classifier."""
 
 _RUN_PREFIX = "model."
 _LARGEST_NUMBER = 65_536
@@ -46,6 +50,23 @@ class Checkpoint(NamedTuple):
     kind: str
     state: dict[str, Tensor]
     description: dict[str, Any]
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """What the file says about the data of its model.
+
+        Raises:
+            ValueError: If an entry is of another form than described there.
+        """
+        return TrainedOn.read(self.description)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None if the file tells nothing of it."""
+        if self.kind != PUBLISHED:
+            return int(self.description["num_classes"])
+        classifier = self.state.get(PUBLISHED_CLASSIFIER)
+        return None if classifier is None or classifier.dim() == 0 else classifier.shape[0]
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -195,6 +216,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MODEL",
     "PUBLISHED",
+    "PUBLISHED_CLASSIFIER",
     "RUN",
     "RUN_KEY",
     "Checkpoint",

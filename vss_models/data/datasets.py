@@ -55,8 +55,8 @@ def choose_classes(
         table = read_classes(listed, label_mapping)
         if num_classes not in (None, len(table)):
             raise ValueError(
-                f"{listed} names {len(table)} classes, but num_classes is {num_classes}; "
-                "correct one of the two"
+                f"{listed} names {len(table)} classes, but num_classes is {num_classes}: leave out "
+                "num_classes (--data.num_classes) to take those of the list, or correct the list"
             )
         return table
     own = vspw_classes()

@@ -12,7 +12,13 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from vss_models.checkpoints import Checkpoint, read_checkpoint
 from vss_models.training.callbacks import SampleOverlays, TrainingProgressBar
+from vss_models.training.checkpoint_defaults import (
+    check_classes,
+    count_classes,
+    with_checkpoint_defaults,
+)
 from vss_models.training.configs import expand_config_arguments
 from vss_models.training.data import VideoDataModule
 from vss_models.training.interruption import stops_become_signals
@@ -77,11 +83,35 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("seed", "data.seed")
         parser.link_arguments("seed", "model.seed")
         parser.link_arguments("checkpoint", "model.checkpoint")
-        parser.link_arguments("data.num_classes", "model.num_classes")
+        parser.link_arguments(
+            ("data.root", "data.label_mapping", "data.num_classes"),
+            "model.num_classes",
+            compute_fn=count_classes,
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the arguments this object was made with."""
+        """Parses the arguments this object was made with.
+
+        An evaluation takes from its checkpoint what neither they nor a file of the user's say.
+        """
         self.config = parser.parse_args(self._arguments)
+        self._evaluated: Checkpoint | None = None
+        path = self._evaluated_file()
+        if path is not None:
+            self._evaluated = read_checkpoint(path)
+            self.config = parser.parse_args(
+                with_checkpoint_defaults(self._arguments, self._evaluated)
+            )
+
+    def _evaluated_file(self) -> Path | None:
+        """The file of weights that is to be evaluated; None in a training."""
+        command = self.config.subcommand
+        if command == "fit":
+            return None
+        config = self.config[command]
+        path = find_checkpoint(Path(config.output), config.ckpt_path) or config.checkpoint
+        # A sharded checkpoint is a folder, which only the strategy that wrote it can read.
+        return None if path is None or Path(path).is_dir() else Path(path)
 
     def before_instantiate_classes(self) -> None:
         """Refuses what cannot start, before a model is built or a file written.
@@ -89,6 +119,7 @@ class TrainingCLI(LightningCLI):
         Raises:
             FileExistsError: If the output folder holds another run.
             FileNotFoundError: If there is no such checkpoint.
+            ValueError: If the classes of the data are not those of the list or the checkpoint.
             SystemExit: With status 2 if data or weights are not named.
         """
         config, parser = self.config[self.subcommand], self._parser(self.subcommand)
@@ -97,6 +128,8 @@ class TrainingCLI(LightningCLI):
                 "data.root is not set: give the folder of a data set in the VSPW layout, "
                 "--data.root FOLDER"
             )
+        data = config.data
+        check_classes(Path(data.root), data.label_mapping, data.num_classes, self._evaluated)
         checkpoint = find_checkpoint(Path(config.output), config.ckpt_path)
         config.ckpt_path = None if checkpoint is None else str(checkpoint)
         if self.subcommand == "fit":

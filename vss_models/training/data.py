@@ -52,7 +52,8 @@ class VideoDataModule(pl.LightningDataModule):
 
     Args:
         root: Folder of the data set.
-        num_classes: Number of classes.
+        num_classes: Number of classes; None counts those of ``ROOT/classes.txt``, and takes VSPW's
+            124 where there is no such file.
         label_mapping: How mask values become classes: "vspw" (0 and 255 ignored, others minus one),
             "identity" (255 ignored), or a dictionary from mask value to class.
         offsets: Frames of the references relative to the target, oldest first; empty for a
@@ -74,7 +75,7 @@ class VideoDataModule(pl.LightningDataModule):
     def __init__(
         self,
         root: Path | None = None,
-        num_classes: int = 124,
+        num_classes: int | None = None,
         label_mapping: str | dict[int, int] = "vspw",
         offsets: list[int] = list(PUBLISHED_OFFSETS),  # noqa: B006 (never changed)
         train_split: str = "train",
@@ -94,7 +95,7 @@ class VideoDataModule(pl.LightningDataModule):
                 f"{batch_size}, {max_val_videos} and {num_workers}"
             )
         self.root = root
-        self.num_classes = num_classes
+        self._num_classes = num_classes
         self.label_mapping = label_mapping
         self.offsets = check_offsets(offsets)
         self.train_split = train_split
@@ -107,13 +108,22 @@ class VideoDataModule(pl.LightningDataModule):
         self.max_val_videos = max_val_videos
         self.seed = seed
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, given or counted.
+
+        Raises:
+            ValueError: If it has to be counted and no root is set or the list cannot be read.
+        """
+        return len(self.class_table()) if self._num_classes is None else self._num_classes
+
     def class_table(self) -> ClassTable:
         """Names and colours of the classes.
 
         Raises:
             ValueError: If no root is set or the data set has another number of classes.
         """
-        return choose_classes(self._checked_root(), self.num_classes, self.label_mapping)
+        return choose_classes(self._checked_root(), self._num_classes, self.label_mapping)
 
     def prepare_data(self) -> None:
         """Reports a missing root before any process starts to work."""
@@ -167,7 +177,7 @@ class VideoDataModule(pl.LightningDataModule):
             split,
             offsets=() if single_frames else self.offsets,
             transform=self.evaluation_transform,
-            num_classes=self.num_classes,
+            num_classes=self._num_classes,
             label_mapping=self.label_mapping,
             labelled=True,
         )
@@ -178,7 +188,7 @@ class VideoDataModule(pl.LightningDataModule):
             self.train_split,
             offsets=self.offsets,
             transform=self.train_transform,
-            num_classes=self.num_classes,
+            num_classes=self._num_classes,
             label_mapping=self.label_mapping,
             seed=self.seed,
         )

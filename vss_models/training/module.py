@@ -33,6 +33,7 @@ from vss_models.training.optim import OptimizerSettings, build_optimizer
 from vss_models.training.report import EvaluationReport
 from vss_models.training.step import TrainingStep, chosen_execution
 from vss_models.training.tf32 import Tf32
+from vss_models.training.trained_settings import network_precision, warn_of_other_settings
 
 
 class SegmentationModule(pl.LightningModule):
@@ -146,12 +147,16 @@ class SegmentationModule(pl.LightningModule):
                 "set model.num_classes and data.num_classes alike"
             )
         self.classes = data.class_table()
+        known = self.model.trained_on
         self.model.trained_on = TrainedOn(
             class_names=self.classes.names,
             class_colours=self.classes.colours,
             reference_offsets=tuple(data.offsets) if self.model.num_references else (),
-            frame_scale=data.evaluation_transform.scale,
+            frame_scale=data.evaluation_transform.scale or (),
+            precision=network_precision(self.trainer.precision),
         )
+        if stage != "fit":
+            warn_of_other_settings(known, self.model.trained_on)
         self._evaluator = Evaluator(self.model, data.offsets, self.classes.names)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -301,6 +306,8 @@ class SegmentationModule(pl.LightningModule):
                     f"{value!r}; use the settings the run was started with"
                 )
         self._batches_started = saved["batches_started"]
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            warn_of_other_settings(TrainedOn.read(saved), self.model.trained_on)
 
     @property
     def batches_started(self) -> int:
