@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -88,3 +92,24 @@ def test_evaluation_writes_its_report_only(
     added = {name for name in after if not name.startswith("evaluation/")}
     assert added == before.keys()
     assert all(after[name] == before[name] for name in before)
+
+
+def test_a_command_that_is_told_to_end_exits_with_the_signal(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+
+    def tell() -> None:
+        until = time.monotonic() + 60
+        while not (output / "last.ckpt").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    status = vss("fit", root, output, "--trainer.max_steps=100000", "--trainer.limit_val_batches=0")
+    thread.join()
+    assert status == 128 + signal.SIGTERM
+    assert "vss fit: ended by SIGTERM" in capsys.readouterr().err
+    assert vss("fit", root, output, "--trainer.max_steps=2", "--ckpt_path=last") == 0
+    assert (output / "last.pt").exists()
