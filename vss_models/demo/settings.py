@@ -41,7 +41,7 @@ class DemoSettings:
     offsets: tuple[int, ...] = (-3, -2, -1)
     first_steps: int = 900
     steps: int = 400
-    street_frames: int = 60
+    street_frames: int = 45
     street_size: tuple[int, int] = (384, 640)
     auxiliary_weight: float = 2.0
     seed: int = 0
