@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.harness import Comparison
 from benchmarks.results import append_rows
+from tests.support.failing_writes import assert_a_failure_changes_nothing
 from tests.support.memory import graph_pool_memory
 
 
@@ -52,6 +53,15 @@ def test_a_file_of_other_columns_is_left_alone(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"rows.csv must have the columns date,commit,device"):
         append_rows(path, [{"operator": "focal_pool"}])
     assert path.read_text() == "date,commit\n2026-01-01,abc\n"
+
+
+def test_rows_are_as_they_were_when_writing_fails(tmp_path, monkeypatch):
+    monkeypatch.setenv("VSS_COMMIT", "0123abc")
+    assert_a_failure_changes_nothing(
+        lambda folder: append_rows(folder / "rows.csv", [{"operator": "focal_pool"}]),
+        tmp_path,
+        monkeypatch,
+    )
 
 
 def test_every_benchmark_of_a_gpu_runs_dry_and_writes_its_row_at_once(tmp_path):

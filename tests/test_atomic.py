@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.results import append_rows
+from tests.support.failing_writes import assert_a_failure_changes_nothing
 from vss_models import atomic, create_model
 from vss_models.atomic import AtomicFile, atomic_write, remove_leftovers
 from vss_models.checkpoints.io import write_file
@@ -156,10 +156,6 @@ def write_video(folder: Path) -> None:
         writer.write(PICTURE)
 
 
-def write_rows(folder: Path) -> None:
-    append_rows(folder / "cpu.csv", [{"operator": "focal_pool"}])
-
-
 def write_program(folder: Path) -> None:
     small = {"dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1], "embed_dim": 16}
     export_model(create_model("segformer_b0", 3, **small).eval(), folder / "a.pt2", (32, 32), False)
@@ -174,7 +170,6 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     ),
     "report": write_report,
     "video": write_video,
-    "benchmark rows": write_rows,
     "exported program": write_program,
 }
 
@@ -183,19 +178,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 def test_every_writer_leaves_the_folder_as_it_was_when_it_fails(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VSS_COMMIT", "test")
-    WRITERS[name](tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert before
-
-    def fail(temporary: Path, path: Path) -> None:
-        assert temporary.stat().st_size > 0
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(atomic.os, "replace", fail)
-    with pytest.raises(OSError, match="No space left"):
-        WRITERS[name](tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert_a_failure_changes_nothing(WRITERS[name], tmp_path, monkeypatch)
 
 
 def test_pictures_are_png_under_any_name(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ class Row:
             first, no two of these sizes are equal, nor is one: a compiler would rely on that.
         large_size: A size that keeps several threads busy.
         cast_by_autocast: How many of the leading tensors autocast casts.
+        smallest_size: A size for opcheck, which makes dozens of calls; None for ``size``.
         has_gradient: Whether the result is differentiable, by all floating tensors.
         native_on_gpu: Whether the native backend takes tensors on a GPU, too.
         eager_compiler: The backend of torch.compile for the eager definition; ``"eager"`` captures
@@ -91,6 +92,7 @@ class Row:
     other_size: tuple[Any, ...]
     large_size: tuple[Any, ...]
     cast_by_autocast: int
+    smallest_size: tuple[Any, ...] | None = None
     has_gradient: bool = True
     native_on_gpu: bool = True
     eager_compiler: str = "aot_eager"
@@ -249,8 +251,7 @@ CONTRACT = {
         select_tokens,
         _select_tokens_arguments,
         size=(2, 3, 20, 6, 8, 5, 4),
-        other_size=(3, 2, 35, 9, 16, 4, 5),
-        large_size=(1, 2, 600, 12, 8, 6, 5),
+        other_size=(3, 2, 35, 9, 16, 4, 5), large_size=(1, 2, 600, 12, 8, 6, 5),
         cast_by_autocast=2,
         has_gradient=False,
         assert_accurate=_assert_equal_to_eager,
@@ -266,8 +267,7 @@ CONTRACT = {
         _aggregate_affinity,
         _aggregate_affinity_arguments,
         size=(5, 2, 3),
-        other_size=(6, 4, 7),
-        large_size=(7, 3, 4),
+        other_size=(6, 4, 7), large_size=(7, 3, 4),
         cast_by_autocast=3,
         eager_compiler="eager",
     ),
@@ -276,8 +276,7 @@ CONTRACT = {
         focal_pool,
         _focal_pool_arguments,
         size=(2, 5, 6, 16, 2, (3, 5)),
-        other_size=(3, 9, 8, 10, 2, (4, 2)),
-        large_size=(2, 63, 63, 33, 3, (18, 17)),
+        other_size=(3, 9, 8, 10, 2, (4, 2)), large_size=(2, 63, 63, 33, 3, (18, 17)),
         cast_by_autocast=3,
     ),
     "focal_attention": Row(
@@ -285,8 +284,8 @@ CONTRACT = {
         _focal_attention,
         _focal_attention_arguments,
         size=(2, (3, 5), 1, 7),
-        other_size=(3, (4, 6), 1, 7),
-        large_size=(2, (3, 4), 2, 8),
+        other_size=(3, (4, 6), 1, 7), large_size=(2, (3, 4), 2, 8),
+        smallest_size=(1, (1, 2), 1, 4),
         cast_by_autocast=8,
         native_on_gpu=False,
         eager_compiler="eager",
