@@ -21,7 +21,7 @@ def add_layer_norm(
     if branch is not None:
         if factor is not None:
             branch = branch * factor.to(branch.dtype).view(-1, *(1,) * (branch.dim() - 1))
-        total = (x + branch).to(x.dtype)
+        total = (x + branch).to(x.dtype).contiguous()
     rows = total.to(torch.promote_types(total.dtype, weight.dtype))
     wide_weight, wide_bias = weight.to(rows.dtype), bias.to(rows.dtype)
     return total, F.layer_norm(rows, (x.shape[-1],), wide_weight, wide_bias, eps).to(dtype)

@@ -40,8 +40,9 @@ def add_layer_norm(
     """Returns the sum (empty without a branch), its normalisation and statistics (rows,2)."""
     from vss_kernels.add_layer_norm import triton_kernels as kernels
 
-    x = x.contiguous()
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     branch = None if branch is None else branch.contiguous()
+    factor = None if factor is None else factor.contiguous()
     channels = x.shape[-1]
     rows = x.numel() // max(1, channels)
     total = x.new_empty(x.shape if branch is not None else (0,))
@@ -73,7 +74,8 @@ def add_layer_norm_backward(
     """Gradients of x, branch (empty without one), and weight and bias together (2,C)."""
     from vss_kernels.add_layer_norm import triton_kernels as kernels
 
-    total, grad_out = total.contiguous(), grad_out.contiguous()
+    total, grad_out, weight = total.contiguous(), grad_out.contiguous(), weight.contiguous()
+    factor = None if factor is None else factor.contiguous()
     grad_total = None if grad_total is None else grad_total.contiguous()
     channels = total.shape[-1]
     rows = total.numel() // max(1, channels)
