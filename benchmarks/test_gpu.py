@@ -164,3 +164,11 @@ def test_steps_that_do_not_exist_are_a_failure(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VSS_COMMIT", "0123abc")
     assert main(["smoke", "--only", "nothing", "--results", str(tmp_path)]) == 1
     assert "no step of this part has 'nothing' in its name" in capsys.readouterr().out
+
+
+def test_a_run_that_could_not_name_its_commit_does_not_start(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("VSS_COMMIT", raising=False)
+    assert main(["smoke", "--results", str(tmp_path)]) == 2
+    assert "set VSS_COMMIT to the commit of these sources" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,9 @@ import torch
 
 from vss_kernels._runtime import triton_support
 
-# What `vss_models` needs for videos and its command line, and a machine for operators may lack.
-OPTIONAL_PACKAGES = ("av", "jsonargparse")
+# What `vss_models` needs for videos, training and its command line, and a machine for operators may
+# lack.
+OPTIONAL_PACKAGES = ("av", "jsonargparse", "lightning", "rich", "tensorboard", "torchmetrics")
 
 
 class _TestModule(pytest.Module):
@@ -22,8 +23,10 @@ class _TestModule(pytest.Module):
             return super().collect()
         except self.CollectError as error:
             cause = error.__cause__
-            if isinstance(cause, ModuleNotFoundError) and cause.name in OPTIONAL_PACKAGES:
-                reason = f"{self.path.name} needs the package {cause.name}"
+            missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
+            package = (missing or "").partition(".")[0]
+            if package in OPTIONAL_PACKAGES:
+                reason = f"{self.path.name} needs the package {package}"
                 pytest.skip(reason, allow_module_level=True)
             raise
 

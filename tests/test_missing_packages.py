@@ -22,10 +22,13 @@ def collect_without(package: str, *files: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_a_missing_optional_package_skips_its_files_by_name_and_leaves_the_others():
-    result = collect_without("av", "tests/test_video.py", "tests/test_race_check.py")
+@pytest.mark.parametrize(
+    ("package", "file"), [("av", "test_video.py"), ("lightning", "test_optim.py")]
+)
+def test_a_missing_optional_package_skips_its_files_by_name_and_leaves_the_others(package, file):
+    result = collect_without(package, f"tests/{file}", "tests/test_race_check.py")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "test_video.py needs the package av" in result.stdout
+    assert f"{file} needs the package {package}" in result.stdout
     assert "tests/test_race_check.py" in result.stdout
 
 

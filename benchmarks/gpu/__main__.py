@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.gpu.parts import PARTS, Setting
 from benchmarks.gpu.steps import Log, Outcome, end_running_steps, run_here, run_steps
-from benchmarks.results import device_name, driver_version, machine
+from benchmarks.results import machine
 
 MINUTES_ALONE = 8.0
 RESULTS = Path(__file__).parents[1] / "results"
@@ -62,18 +63,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         os.environ["VSS_BENCHMARKS_DRY_RUN"] = "1"  # before the benchmarks are imported
     setting = Setting(options.results.resolve(), options.dry_run, options.only)
+    try:
+        measured_on = machine()
+    except RuntimeError as error:
+        print(f".ci/gpu: {error}", file=sys.stderr)
+        return 2
     log = Log(setting.results / "gpu.log")
     try:
-        log.write(f"==== {machine()['date']}, commit {machine()['commit']}, {device_name()}, "
-                  f"driver {driver_version() or 'none'}")  # fmt: skip
+        log.write(
+            f"==== {measured_on['date']}, commit {measured_on['commit']}, {measured_on['device']}, "
+            f"driver {measured_on['driver'] or 'none'}"
+        )
         outcomes: list[Outcome] = []
-        spare = 0.0  # minutes that earlier parts left over
+        left_over = 0.0  # minutes of earlier parts
         for name in options.part or PARTS:
-            planned = PARTS[name].minutes + spare
+            planned = PARTS[name].minutes + left_over
             minutes = min(MINUTES_ALONE, planned) if not options.part else MINUTES_ALONE
             start = time.monotonic()
             outcomes += run_part(name, setting, log, options.minutes or minutes)
-            spare = max(0.0, planned - (time.monotonic() - start) / 60)
+            left_over = max(0.0, planned - (time.monotonic() - start) / 60)
         log.write("==== how each step ended")
         for outcome in outcomes:
             log.write(f"{outcome.step}: {outcome.status} ({outcome.seconds:.0f} s)")
