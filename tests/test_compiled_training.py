@@ -148,7 +148,7 @@ import sys
 
 import torch
 
-from tests.support.tiny_video import TRANSFORM, tiny_model, video
+from tests.support.tiny_streaming import TRANSFORM, tiny_model, video
 from vss_models.inference.streaming import StreamingSegmenter
 
 stream = StreamingSegmenter(

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from tests.support.recorded_calls import RecordedCalls
 from tests.support.tiny_streaming import TRANSFORM, kept_bytes, tiny_model, video
 from vss_models.inference.compile import FrameProgram
 from vss_models.inference.export import state_tensors
+from vss_models.inference.graphs import MOST_SIZES
 from vss_models.inference.streaming import StreamingSegmenter
 
 NAMES = ["mrcfa_b0", "cffm_b0"]
@@ -68,6 +70,44 @@ def test_bfloat16_is_the_clip_path_in_bfloat16(name: str) -> None:
     largest = exact.abs().max()
     assert (logits - clip).abs().max() <= 2**-7 * largest
     assert (logits - exact).abs().max() > 0
+
+
+def test_further_sizes_run_uncompiled_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """The ninth size of PyTorch's eight used to end in an error."""
+    model = tiny_model("segformer_b0")
+    program, plain = FrameProgram(model, compile="eager"), FrameProgram(model)
+    with torch.no_grad():
+        for width in range(32, 32 * (MOST_SIZES + 3), 32):
+            images = torch.randn(1, 3, 32, width)
+            assert torch.equal(program(images, [])[0], plain(images, [])[0])
+    (record,) = (r for r in caplog.records if r.name == "vss_models")
+    assert f"more than {MOST_SIZES} sizes" in record.getMessage()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded_calls_do_not_overwrite_what_is_kept(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a replay writes to the addresses of the one before, but for the GPU."""
+    model = tiny_model(name)
+    plain = StreamingSegmenter(model, transform=TRANSFORM)
+    fast = StreamingSegmenter(model, transform=TRANSFORM, compile="eager")
+    captures = []
+    for sized in (fast._program._alone, fast._program._related):
+        assert sized is not None
+        sized.capture = RecordedCalls()
+        captures.append(sized.capture)
+    monkeypatch.setattr(fast._program, "replays", True)
+    for frame in video(20, 48, 85):
+        assert torch.equal(fast.step(frame), plain.step(frame))
+    assert [capture.recorded for capture in captures] == [1, 1]
+    assert captures[1].replayed > 10
+
+
+def test_automatic_compilation_is_for_gpus() -> None:
+    program = FrameProgram(tiny_model("mrcfa_b0"), compile="auto")
+    assert not program.is_compiled
+    assert not program.replays
 
 
 def test_bad_settings_are_named() -> None:

@@ -29,7 +29,7 @@ from vss_models.data import (
     vspw_classes,
 )
 from vss_models.data.classes import generated_colours
-from vss_models.inference.compile import CUDA_GRAPH, PRECISIONS
+from vss_models.inference.compile import AUTOMATIC, CUDA_GRAPH, PRECISIONS
 from vss_models.inference.streaming import StreamingSegmenter
 from vss_models.inference.video_to_files import (
     FIRST_LABELS,
@@ -55,6 +55,8 @@ labelled; those that come meanwhile are dropped and counted. The output is in FO
 """
 
 CAMERA = "camera"
+
+NOT_COMPILED = "none"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,8 +93,9 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         model = chosen_model(parser, options)
         classes = _classes(model, options.classes)
         transform = EvaluationTransform(scale=tuple(options.size)) if options.size else None
+        how = None if options.compile == NOT_COMPILED else options.compile
         segmenter = StreamingSegmenter(
-            model.to(device), options.offsets, transform, options.precision, options.compile
+            model.to(device), options.offsets, transform, options.precision, how
         )
     except ValueError as error:
         parser.error(str(error))
@@ -156,7 +159,7 @@ def _segment(
         source = LiveSource(options.camera, options.camera_format, options.rate)
     else:
         source = open_video(path, options.rate)
-    if options.compile is not None:
+    if segmenter.is_compiled:
         segmenter.warm_up(source.size)
     task = progress.add_task(name, total=source.num_frames, speed="")
     start = time.perf_counter()
@@ -258,9 +261,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--compile",
-        choices=("inductor", CUDA_GRAPH),
+        choices=(AUTOMATIC, NOT_COMPILED, "inductor", CUDA_GRAPH),
+        default=AUTOMATIC,
         help="compile the network first, which takes minutes; cuda-graph also replays it on a GPU "
-        "without the cost of launching",
+        "without the cost of launching (default: auto, which is cuda-graph on a GPU, else none)",
     )
     add(
         "--size",

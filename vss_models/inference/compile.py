@@ -7,7 +7,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from vss_models.inference.graphs import CudaCapture, SizedFunction, cloned
 from vss_models.model import PRECISIONS, VideoSegmentor
 
 CUDA_GRAPH = "cuda-graph"
@@ -29,7 +31,9 @@ class FrameProgram:
         compile: None runs the model as it is. "inductor" compiles it with torch.compile; any other
             backend of torch.compile can be named too. "cuda-graph" compiles with inductor and
             replays the result as a CUDA graph, without the cost of launching kernels one by one.
-            Every new size of the frames is compiled anew; PyTorch allows eight of them.
+            "auto" is "cuda-graph" on a CUDA device and None elsewhere. Each of the first
+            :data:`vss_models.inference.graphs.MOST_SIZES` sizes of the frames is compiled for
+            itself; with further ones the model runs as it is, and a warning says so.
 
     Raises:
         ValueError: If the precision or the backend is unknown, or "cuda-graph" is asked for without
@@ -43,14 +47,35 @@ class FrameProgram:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
         self.model = model
         self.precision = precision
+        device = next(model.parameters()).device
+        if compile == AUTOMATIC:
+            compile = CUDA_GRAPH if device.type == "cuda" else None
         self.replays = compile == CUDA_GRAPH
-        self._alone: FrameFunction = self._run_alone
-        self._related: FrameFunction = self._run_related
-        if self.replays and next(model.parameters()).device.type != "cuda":
+        if self.replays and device.type != "cuda":
             raise ValueError(f"compile={CUDA_GRAPH!r} needs the model on a CUDA device")
-        if compile is not None:
-            self._alone = compiled(self._run_alone, compile)
-            self._related = compiled(self._run_related, compile)
+        self._alone = self._sized(self._run_alone, compile)
+        self._related = self._sized(self._run_related, compile)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the model is compiled, which :meth:`StreamingSegmenter.warm_up` can do early."""
+        return self._alone is not None
+
+    def _sized(self, function: FrameFunction, compile: str | None) -> SizedFunction | None:
+        """The function for a bounded number of sizes, taking its tensors one by one."""
+        if compile is None:
+            return None
+        fast = compiled(function, "inductor" if compile == CUDA_GRAPH else compile)
+        capture = CudaCapture() if compile == CUDA_GRAPH else None
+
+        def nested(run: FrameFunction) -> Callable[..., tuple[Tensor, Any]]:
+            def call(*tensors: Tensor) -> tuple[Tensor, Any]:
+                images, references = pytree.tree_unflatten(list(tensors), self._layout)
+                return run(images, references)
+
+            return call
+
+        return SizedFunction(nested(fast), nested(function), capture)
 
     def __call__(self, images: Tensor, references: Sequence[Any]) -> tuple[Tensor, Any]:
         """Segments frames.
@@ -63,15 +88,16 @@ class FrameProgram:
         Returns:
             The logits (N, K, H/4, W/4), and what to keep of these frames.
         """
-        run = self._related if references else self._alone
+        sized = self._related if references else self._alone
+        plain = self._run_related if references else self._run_alone
         reduced = self.precision == "bfloat16"
         with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced):
-            if not self.replays:
-                return run(images, references)
-            torch.compiler.cudagraph_mark_step_begin()
-            logits, reference = run(images, references)
+            if sized is None:
+                return plain(images, references)
+            tensors, self._layout = pytree.tree_flatten((images, list(references)))
+            logits, reference = sized(*tensors)
         # The next replay writes its results to the same addresses.
-        return logits.clone(), _clone(reference)
+        return cloned((logits, reference)) if self.replays else (logits, reference)
 
     def _run_alone(self, images: Tensor, references: Sequence[Any]) -> tuple[Tensor, Any]:
         state = self.model.encode_frame(images)
@@ -124,13 +150,4 @@ def check_backend(how: str) -> None:
         )
 
 
-def _clone(kept: Any) -> Any:
-    if isinstance(kept, Tensor):
-        return kept.clone()
-    if isinstance(kept, tuple):
-        parts = [_clone(part) for part in kept]
-        return type(kept)(*parts) if hasattr(kept, "_fields") else tuple(parts)
-    return kept
-
-
-__all__ = ["CUDA_GRAPH", "PRECISIONS", "FrameProgram", "compiled"]
+__all__ = ["AUTOMATIC", "CUDA_GRAPH", "PRECISIONS", "FrameProgram", "check_backend", "compiled"]

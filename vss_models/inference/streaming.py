@@ -36,7 +36,7 @@ class StreamingSegmenter:
             :func:`evaluation_transform`, so frames have the size the model was trained for.
         precision: "float32" or "bfloat16", see :class:`vss_models.inference.compile.FrameProgram`.
             None takes what the model was trained in, float32 where it does not know.
-        compile: None, "inductor" or "cuda-graph", see there.
+        compile: None, "inductor", "cuda-graph" or "auto", see there.
         frame_size: (height, width) of uint8 frames to :meth:`warm_up` for at once.
 
     Attributes:
@@ -75,6 +75,11 @@ class StreamingSegmenter:
         self.reset()
         if frame_size is not None:
             self.warm_up(frame_size)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the model is compiled, at the first frames of a size or by :meth:`warm_up`."""
+        return self._program.is_compiled
 
     def reset(self) -> None:
         """Forgets the video, so that the next frame starts a new one, of any size."""
