@@ -2,6 +2,8 @@
 #   make demo      train, evaluate and segment on made-up videos; report in demo/
 #   make test      the tests                      make lint      style, types, import direction
 #   make bench     benchmarks, tables and plots   make sanitize  native operators under ASan, UBSan, TSan
+#   make fuzz      1000 malformed inputs, with a table of how each ended
+#   make lower-bounds   install the oldest versions that pyproject.toml allows, try every command
 #   make package   build wheel and sdist, install them elsewhere, try them
 #   make gpu-model what the CUDA operators should cost on a GPU, from their machine code; needs nvcc
 # PYTHON=... chooses the interpreter (3.11 or 3.12).
@@ -13,7 +15,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 NATIVE_SOURCES := $(shell find csrc tests/race_check -name '*.h' -o -name '*.cpp')
 
-.PHONY: demo test lint bench gpu-model sanitize package install clean
+.PHONY: demo test lint bench gpu-model sanitize fuzz lower-bounds package install clean
 .DEFAULT_GOAL := test
 
 install: .venv/installed
@@ -22,7 +24,8 @@ install: .venv/installed
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) setuptools wheel ninja pybind11 torch torchvision triton numpy
-	$(PIP) --no-build-isolation -e '.[train,export,dev]'
+	# compat: a folder on the path, which type checkers and editors see; an import hook they don't.
+	$(PIP) --no-build-isolation --config-settings editable_mode=compat -e '.[train,export,dev]'
 	$(BIN)/python -m vss_kernels.info
 	touch $@
 
@@ -50,6 +53,12 @@ gpu-model: install
 
 sanitize: install
 	.ci/sanitize
+
+fuzz: install
+	$(BIN)/python -m pytest -m slow -s tests/fuzz
+
+lower-bounds: install
+	.ci/check-lower-bounds
 
 package: install
 	.ci/check-package

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -12,12 +14,13 @@ import numpy as np
 import pytest
 
 from tests.support.tiny_video import SIZE, make_frames, make_video, read_labels, segment, tiny_model
+from tests.support.video_files import encode, moving_frames
 from vss_models.checkpoints import save_model
 from vss_models.cli import main
 from vss_models.data import EvaluationTransform, numbered_classes
 from vss_models.inference.streaming import StreamingSegmenter
 from vss_models.inference.video_to_files import segment_video
-from vss_models.video import FrameSource, LiveSource, VideoError, open_video
+from vss_models.video import FrameSource, LiveSource, VideoError, live, open_video
 
 PATTERN = "testsrc=size=62x46:rate=25:duration=1"
 
@@ -50,6 +53,35 @@ def test_sources_that_do_not_open(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     with pytest.raises(VideoError, match="does not open"):
         LiveSource(str(tmp_path / "empty.mp4"))
+
+
+def test_a_pipe_that_nobody_writes_to_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "camera")
+    monkeypatch.setattr(live, "OPEN_SECONDS", 0.2)
+    with pytest.raises(VideoError, match=r"camera: the source does not open .nothing came for 0.2"):
+        LiveSource(str(tmp_path / "camera"))
+
+
+def test_a_pipe_is_read_as_it_is_written(tmp_path: Path) -> None:
+    pipe = tmp_path / "camera"
+    os.mkfifo(pipe)
+    stream = encode(tmp_path / "a.ts", moving_frames(20, 46, 62), "mpeg2video").read_bytes()
+    writer = threading.Thread(target=pipe.write_bytes, args=(stream,))
+    writer.start()
+    source = LiveSource(str(pipe))
+    assert len(list(source)) == 20
+    writer.join()
+
+
+def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "OPEN_SECONDS", 0.5)
+    monkeypatch.setattr(live, "READ_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(VideoError, match=r"nothing came for 0.5 seconds"):
+            LiveSource(address)
 
 
 def test_camera_command(

@@ -23,6 +23,7 @@ from vss_models.training.configs import expand_config_arguments
 from vss_models.training.data import VideoDataModule
 from vss_models.training.interruption import stops_become_signals
 from vss_models.training.module import SegmentationModule
+from vss_models.training.quiet import quiet_libraries
 from vss_models.training.run import trainer_parts
 from vss_models.training.run_checkpoints import BestCheckpoint, RunCheckpoints
 from vss_models.training.run_folder import RunFolder, check_run_folder, find_checkpoint
@@ -175,5 +176,5 @@ def run_cli(arguments: Sequence[str]) -> None:
     except ValueError as error:
         print(f"vss {arguments[0]}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    with stops_become_signals():
+    with quiet_libraries(), stops_become_signals():
         TrainingCLI(expanded)

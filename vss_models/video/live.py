@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import select
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +20,8 @@ LIVE_RATE = Fraction(30)
 """Frames per second of a live source that does not tell its own."""
 
 OPEN_SECONDS, READ_SECONDS = 20.0, 10.0
+
+_NO_ANSWER = "nothing came for {:g} seconds"
 
 
 class LiveSource(FrameSource):
@@ -46,11 +52,12 @@ class LiveSource(FrameSource):
         self._num_decoded = 0
         chosen = None if rate is None else exact_rate(rate)
         try:
-            self._container = av.open(
-                address, format=container_format, timeout=(OPEN_SECONDS, READ_SECONDS)
-            )
+            with _first_bytes(self.path):
+                self._container = av.open(
+                    address, format=container_format, timeout=(OPEN_SECONDS, READ_SECONDS)
+                )
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(address, 0, f"the source does not open ({error.strerror})") from error
+            raise VideoError(address, 0, f"the source does not open ({_reason(error)})") from error
         if not self._container.streams.video:
             self._container.close()
             raise VideoError(address, 0, "the source has no video in it")
@@ -85,8 +92,35 @@ class LiveSource(FrameSource):
                     yield upright(frame)
         except av.FFmpegError as error:
             raise VideoError(
-                self._address, self._num_decoded, f"the source broke off ({error.strerror})"
+                self._address, self._num_decoded, f"the source broke off ({_reason(error)})"
             ) from error
+
+
+@contextmanager
+def _first_bytes(path: Path) -> Iterator[None]:
+    """Waits until somebody writes to a named pipe; opening it would wait for ever.
+
+    Raises:
+        TimeoutError: If nobody does in time.
+    """
+    if not path.is_fifo():
+        yield
+        return
+    # Held open until FFmpeg has opened it too, so that the writer never finds it without a reader.
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not select.select([pipe], [], [], OPEN_SECONDS)[0]:
+            raise TimeoutError(errno.ETIMEDOUT, _NO_ANSWER.format(OPEN_SECONDS))
+        yield
+    finally:
+        os.close(pipe)
+
+
+def _reason(error: OSError | av.FFmpegError) -> str:
+    if isinstance(error, av.error.ExitError):
+        # FFmpeg was interrupted, by the timeout that it was given.
+        return _NO_ANSWER.format(READ_SECONDS)
+    return str(error.strerror)
 
 
 __all__ = ["LIVE_RATE", "LiveSource"]
