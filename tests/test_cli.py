@@ -153,7 +153,10 @@ def test_wrong_options_are_usage_errors(
     with pytest.raises(SystemExit) as end:
         main(["fit", *options])
     assert end.value.code == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("vss fit: ")
+    assert message in error
+    assert len(error.splitlines()) < 10
 
 
 @pytest.mark.parametrize("command", ["test", "validate"])

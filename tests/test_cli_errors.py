@@ -100,6 +100,17 @@ def test_an_interrupt_is_no_error_of_the_program(
     assert capsys.readouterr().err == f"vss configs: {line}\n"
 
 
+def test_ctrl_c_while_a_command_is_imported_is_no_error_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.importlib, "import_module", interrupted)
+    assert main(["segment", "clip.mp4"]) == 130
+    assert capsys.readouterr().err == "vss segment: interrupted\n"
+
+
 def broken_dataset(index: int) -> None:
     raise ValueError("data/a/mask/1.png: broken mask\n(2 more)")
 

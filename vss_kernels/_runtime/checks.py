@@ -8,6 +8,7 @@ which alone the dtypes must agree.
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Sequence
 
@@ -36,11 +37,13 @@ def check_tensor(operator: str, name: str, value: object, layout: str) -> None:
         layout: Dimension names separated by commas, such as ``"B,H,W,C"``; empty for a scalar.
 
     Raises:
-        TypeError: ``value`` is no tensor.
+        TypeError: ``value`` is no tensor, or no dense one.
         ValueError: It has another number of dimensions.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{operator}: {name} must be a tensor ({layout}), got {describe(value)}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{operator}: {name} must be a dense tensor, got layout {value.layout}")
     dims = len(layout.split(",")) if layout else 0
     if value.dim() != dims:
         raise ValueError(
@@ -163,11 +166,28 @@ def check_logits(name: str, logits: Tensor, argument: str = "logits") -> None:
         )
 
 
-def check_size(name: str, what: str, size: tuple[int, ...]) -> None:
-    """Checks that a size is two positive numbers.
+def check_integer(operator: str, name: str, value: object) -> None:
+    """Raises ``TypeError`` unless a value is an integer; one that is traced is, too."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral | torch.SymInt):
+        raise TypeError(f"{operator}: {name} must be an integer, got {describe(value)}")
+
+
+def check_flag(operator: str, name: str, value: object) -> None:
+    """Raises ``TypeError`` unless a value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{operator}: {name} must be True or False, got {describe(value)}")
+
+
+def check_size(name: str, what: str, size: object) -> None:
+    """Checks that a size is two positive integers.
 
     Raises:
-        ValueError: It is not.
+        TypeError: It is no sequence of integers.
+        ValueError: There are not two of them, or one is not positive.
     """
+    if not isinstance(size, tuple | list):
+        raise TypeError(f"{name}: {what} must be two positive sizes, got {describe(size)}")
+    for side in size:
+        check_integer(name, what, side)
     if len(size) != 2 or size[0] < 1 or size[1] < 1:
         raise ValueError(f"{name}: {what} must be two positive sizes, got {tuple(size)}")

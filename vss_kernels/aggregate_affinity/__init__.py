@@ -5,7 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from vss_kernels._runtime.autocast import cast_inputs, is_autocast
-from vss_kernels._runtime.checks import SUPPORTED_DTYPES, check_same_kind, check_shape, check_tensor
+from vss_kernels._runtime.checks import (
+    SUPPORTED_DTYPES,
+    check_same_kind,
+    check_shape,
+    check_tensor,
+    describe,
+)
 from vss_kernels.aggregate_affinity.op import operator
 from vss_kernels.aggregate_affinity.weights import NORM_EPSILON, AggregationWeights, ConvNormLayer
 
@@ -60,6 +66,8 @@ def aggregate_affinity(
         )
     check_shape(_NAME, "middle", middle, (maps_count, 2 * height, 2 * width))
     check_shape(_NAME, "fine", fine, (maps_count, 4 * height, 4 * width))
+    if not isinstance(weights, AggregationWeights):
+        raise TypeError(f"{_NAME}: weights must be AggregationWeights, got {describe(weights)}")
     _check_channels(weights)
     coarse, middle, fine = cast_inputs(coarse, middle, fine)
     check_same_kind(_NAME, coarse=coarse, middle=middle, fine=fine)
@@ -104,10 +112,12 @@ def _check_chain(name: str, chain: tuple[ConvNormLayer, ...], channels: int) -> 
     if len(chain) == 0:
         raise ValueError(f"{_NAME}: weights.{name} must hold at least one layer, got none")
     for position, layer in enumerate(chain):
-        if _fits(layer, channels):
+        if isinstance(layer, ConvNormLayer) and _fits(layer, channels):
             channels = layer.bias.shape[0]
             continue
         label = f"weights.{name}[{position}]"
+        if not isinstance(layer, ConvNormLayer):
+            raise TypeError(f"{_NAME}: {label} must be a ConvNormLayer, got {describe(layer)}")
         check_tensor(_NAME, f"{label}.weight", layer.weight, "Cout,Cin,k,k")
         outgoing, _, kernel, _ = layer.weight.shape
         if kernel % 2 == 0:

@@ -68,6 +68,8 @@ def focal_attention(
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_tensor(_NAME, name, tensor, "B,H,W,heads,D")
     check_tensor(_NAME, "bias", bias, "heads,window**2,L")
+    if not isinstance(pooled, Sequence):
+        raise TypeError(f"{_NAME}: pooled must be a sequence of pairs, got {describe(pooled)}")
     if len(pooled) != len(geometry.pooled):
         raise ValueError(
             f"{_NAME}: pooled must hold {len(geometry.pooled)} (key, value) pairs as the geometry "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vss_kernels._runtime.autocast import cast_inputs
-from vss_kernels._runtime.checks import check_same_kind, check_tensor
+from vss_kernels._runtime.checks import check_same_kind, check_size, check_tensor
 from vss_kernels.focal_pool.eager import window_side
 from vss_kernels.focal_pool.op import operator
 
@@ -53,10 +53,7 @@ def focal_pool(x: Tensor, weight: Tensor, bias: Tensor, cells: tuple[int, int]) 
             f"focal_pool: weight must hold g*g values for a sub-window of side g >= 1, "
             f"got {weight.shape[0]}"
         )
-    if len(cells) != 2 or min(cells) < 1:
-        raise ValueError(
-            f"focal_pool: cells must be two positive sizes (rows, columns), got {tuple(cells)}"
-        )
+    check_size("focal_pool", "cells (rows, columns)", cells)
     if x.shape[1] == 0 or x.shape[2] == 0:
         raise ValueError(
             f"focal_pool: x must have at least one row and one column, got {tuple(x.shape)}"

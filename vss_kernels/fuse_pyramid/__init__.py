@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vss_kernels._runtime.autocast import cast_inputs
-from vss_kernels._runtime.checks import check_same_kind, check_shape, check_tensor
+from vss_kernels._runtime.checks import (
+    check_flag,
+    check_same_kind,
+    check_shape,
+    check_tensor,
+    describe,
+)
 from vss_kernels.fuse_pyramid.op import operator
 
 __all__ = ["fuse_pyramid"]
@@ -45,6 +51,9 @@ def fuse_pyramid(levels: Sequence[Tensor], *, align_corners: bool = False) -> Te
         >>> vss_kernels.fuse_pyramid(levels, align_corners=True)[0, 0, 0]
         tensor([0.0000, 1.3333, 2.6667, 4.0000])
     """
+    if not isinstance(levels, Sequence):
+        raise TypeError(f"{_NAME}: levels must be a sequence of maps, got {describe(levels)}")
+    check_flag(_NAME, "align_corners", align_corners)
     if len(levels) == 0:
         raise ValueError(f"{_NAME}: levels must hold at least one map, got none")
     for position, level in enumerate(levels):
@@ -62,4 +71,4 @@ def fuse_pyramid(levels: Sequence[Tensor], *, align_corners: bool = False) -> Te
                 f"{_NAME}: levels[{position}] must have between 1 and {height} rows and between 1 "
                 f"and {width} columns, as the first level has, got {rows} x {columns}"
             )
-    return operator(levels[0], tuple(levels[1:]), bool(align_corners))
+    return operator(levels[0], tuple(levels[1:]), align_corners)

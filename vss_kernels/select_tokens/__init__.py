@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vss_kernels._runtime.checks import check_tokens
+from vss_kernels._runtime.checks import check_integer, check_tokens
 from vss_kernels.select_tokens.op import operator
 
 __all__ = ["select_tokens"]
@@ -46,6 +46,8 @@ def select_tokens(target: Tensor, reference: Tensor, num_selected: int, top: int
     name = "select_tokens"
     target, reference = check_tokens(name, target, reference)
     tokens, positions = reference.shape[2], target.shape[1]
+    check_integer(name, "num_selected", num_selected)
+    check_integer(name, "top", top)
     if not 1 <= num_selected <= tokens:
         raise ValueError(
             f"{name}: num_selected must be between 1 and the {tokens} tokens of a reference "

@@ -9,7 +9,7 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from vss_kernels._runtime.checks import check_logits, check_size
+from vss_kernels._runtime.checks import check_flag, check_logits, check_size
 from vss_kernels.upsample_argmax.op import operator
 
 __all__ = ["upsample_argmax"]
@@ -81,7 +81,9 @@ def upsample_argmax(
     name = "upsample_argmax"
     check_logits(name, logits)
     check_size(name, "size", size)
+    check_flag(name, "confidence", confidence)
+    check_flag(name, "align_corners", align_corners)
     if through is not None:
         check_size(name, "through", through)
         through = (through[0], through[1])
-    return operator(logits, (size[0], size[1]), through, confidence, bool(align_corners))
+    return operator(logits, (size[0], size[1]), through, confidence, align_corners)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from vss_kernels._runtime.checks import (
+    check_flag,
+    check_integer,
     check_logits,
     check_shape,
     check_size,
@@ -86,10 +88,14 @@ def upsample_cross_entropy(
         )
     check_shape(name, "target", target, (input.shape[0], None, None))
     check_size(name, "target's height and width", tuple(target.shape[1:]))
+    check_integer(name, "ignore_index", ignore_index)
+    check_flag(name, "align_corners", align_corners)
     if reduction not in REDUCTIONS:
         raise ValueError(
             f"{name}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
         )
+    if not isinstance(label_smoothing, int | float):
+        raise TypeError(f"{name}: label_smoothing must be a number, got {label_smoothing!r}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{name}: label_smoothing must be in [0, 1], got {label_smoothing}")
     if weight is not None:
@@ -106,9 +112,7 @@ def upsample_cross_entropy(
                 "move them to one device"
             )
     _check_labels(name, target, input.shape[1], ignore_index)
-    return operator(
-        input, target, weight, ignore_index, reduction, label_smoothing, bool(align_corners)
-    )
+    return operator(input, target, weight, ignore_index, reduction, label_smoothing, align_corners)
 
 
 def _check_labels(name: str, target: Tensor, classes: int, ignore_index: int) -> None:

@@ -82,6 +82,16 @@ def write_file(content: Any, path: str | os.PathLike[str]) -> None:
             raise file.error from error
 
 
+_BAD_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    OSError,  # of a seek to where the archive says that a part begins
+    RuntimeError,
+)
+
+
 def _check_archive(path: Path) -> None:
     """Raises if bytes of a file of torch.save have changed, which torch.load does not look at."""
     if not zipfile.is_zipfile(path):
@@ -91,7 +101,7 @@ def _check_archive(path: Path) -> None:
             size = sum(entry.file_size for entry in archive.infolist())
             # Such files are not compressed; one that claims to be larger might never end.
             damaged = archive.testzip() if size <= path.stat().st_size else "everything"
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _BAD_ARCHIVE as error:
         raise CheckpointError(f"{path} is damaged: {error}; use another copy of it") from error
     if damaged is not None:
         raise CheckpointError(

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
+from jsonargparse import ActionConfigFile
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -34,6 +35,16 @@ _SKIP_NONE = "skip_unset" if _MINOR_VERSION >= (4, 49) else "skip_none"
 """jsonargparse's name for leaving out settings that are null, as if they were the defaults."""
 
 
+class _Parser(LightningArgumentParser):
+    """Says what is wrong in one line; the usage of a training would be a hundred before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        parser = getattr(ex, "subcommand_parser", None) or self
+        program = parser.prog.replace(" [options]", "")
+        print(f"{program}: {message} (`{program} --help` lists the options)", file=sys.stderr)
+        raise SystemExit(2) from ex
+
+
 class TrainingCLI(LightningCLI):
     """Parses a configuration, overridden by the command line, and runs the trainer."""
 
@@ -47,8 +58,19 @@ class TrainingCLI(LightningCLI):
             seed_everything_default=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={name: {"prog": f"vss {name}"} for name in ("fit", "validate", "test")},
+            parser_kwargs={"prog": "vss"},
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Makes the parser of the program or of one of its commands."""
+        parser = _Parser(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ActionConfigFile,
+            help="A YAML file or a name of `vss configs`.",
+        )
+        return parser
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -48,6 +48,8 @@ def _check_of(start: bytes) -> Callable[[BinaryIO, int], str | None] | None:
         return _gif
     if start[4:8] == b"ftyp":
         return _iso_boxes
+    if start.startswith(b"FLV"):
+        return _flash
     for length, sync in _TRANSPORT_PACKETS:
         if len(start) > 3 * length and all(start[sync + n * length] == 0x47 for n in range(4)):
             return lambda file, size: _transport(size, length)
@@ -99,9 +101,27 @@ def _asf(file: BinaryIO, size: int) -> str | None:
 
 
 def _gif(file: BinaryIO, size: int) -> str | None:
-    file.seek(max(0, size - 4096))
-    ends = file.read().rstrip(b"\0").endswith(b";")
-    return None if ends else "the mark that ends a GIF is missing"
+    """GIF: a row of blocks up to a mark; FFmpeg takes the first wrong one for the end."""
+    content = file.read()
+
+    def colours(flags: int) -> int:
+        return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+    try:
+        position = 13 + colours(content[10])
+        while content[position] != 0x3B:
+            if content[position] == 0x2C:
+                position += 11 + colours(content[position + 9])
+            elif content[position] == 0x21:
+                position += 2
+            else:
+                return f"what comes after {position} bytes is no part of a GIF"
+            while content[position]:
+                position += 1 + content[position]
+            position += 1
+    except IndexError:
+        return "the mark that ends a GIF is missing"
+    return None
 
 
 def _iso_boxes(file: BinaryIO, size: int) -> str | None:
@@ -117,6 +137,18 @@ def _iso_boxes(file: BinaryIO, size: int) -> str | None:
             return None
         position += length
     return _promised(position, size)
+
+
+def _flash(file: BinaryIO, size: int) -> str | None:
+    """FLV: each tag is followed by its size."""
+    file.seek(max(0, size - 4))
+    length = int.from_bytes(file.read(4), "big")
+    start = size - 4 - length
+    if length >= 11 and start >= 9:
+        file.seek(start)
+        if int.from_bytes(file.read(4)[1:], "big") + 11 == length:
+            return None
+    return "it does not end with a whole tag"
 
 
 def _transport(size: int, length: int) -> str | None:

@@ -200,6 +200,7 @@ class _VideoFile(FrameSource):
                 if check_end:
                     self._check_end(stream, packets, decoded)
                     self._warn_of_losses(marked, missing_frames(times))
+                    self._warn_of_an_early_end(container, stream, times)
         except av.FFmpegError as error:
             raise VideoError(
                 self.path, decoded, f"the video is damaged or cut off ({error.strerror})"
@@ -226,6 +227,27 @@ class _VideoFile(FrameSource):
                 "be damaged",
                 self.path,
                 missing,
+            )
+
+    def _warn_of_an_early_end(
+        self, container: av.container.InputContainer, stream: VideoStream, times: Sequence[int]
+    ) -> None:
+        if stream.time_base is None or not times:
+            return
+        if stream.duration is not None:
+            declared = stream.duration * stream.time_base
+        elif container.duration is not None:
+            declared = Fraction(container.duration, av.time_base)
+        else:
+            return
+        played = max(times) * stream.time_base
+        if played + max(3 / self.rate, declared / 20) < declared:
+            _logger.warning(
+                "%s: the frames cover %.2f of the %.2f seconds that the file declares; it may be "
+                "damaged",
+                self.path,
+                played,
+                declared,
             )
 
 
