@@ -27,8 +27,8 @@ _FORMATS = {
     "a.gif": "gif",
 }
 _COUNT = 24
-_WITHOUT_COUNT = (".ts", ".wmv", ".flv")
-"""Formats that state no number of frames and let a reader skip to the next part that makes sense."""
+_WITHOUT_COUNT = (".flv", ".mkv", ".ts", ".webm", ".wmv")
+"""Formats that state no number of frames, and whose reader goes on at the next sound part."""
 _OTHER_FILES = (
     "#EXTM3U\n#EXTINF:1,\n{whole}\n#EXT-X-ENDLIST\n",
     "ffconcat version 1.0\nfile {whole}\n",
