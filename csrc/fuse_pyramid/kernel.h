@@ -156,7 +156,7 @@ struct FuseColumns {
         for (int l = 0; l < p.others; ++l) {
           const Strides& strides = p.levels[l].strides;
           const T* map = sources.others[l] + tile.n * strides.batch + channel * strides.channel;
-          const SourceWindow columns(
+          const WindowedColumns columns(
               SourceColumns(column_taps + (l * p.column_groups() + group) * SourceColumns::kStored),
               p.levels[l].horizontal.size);
           add_level(

@@ -125,6 +125,10 @@ VSS_INLINE void store(T* to, Floats x, int count) {
 
 template <typename T>
 VSS_INLINE Floats gather(const T* from, Ints offsets) {
+#if defined(VSS_AVX512)
+  if constexpr (std::is_same_v<T, float>)
+    return (Floats)_mm512_mask_i32gather_ps((__m512)Floats{}, 0xffff, (__m512i)offsets, from, 4);
+#endif
   Floats x;
   VSS_UNROLL
   for (int i = 0; i < kLanes; ++i) x[i] = static_cast<float>(from[offsets[i]]);

@@ -69,39 +69,64 @@ struct SourceColumns {
   }
 };
 
-// The same for a row of adjacent columns. On a CPU fetching lane by lane costs more than all else:
-// a map is no larger than the output, so the lanes read a window of few source columns, which is
-// loaded at once and permuted.
-class SourceWindow {
+// The few source columns that kLanes neighbouring output columns of an enlarged row read. On a CPU
+// fetching lane by lane costs more than all else, so where a register holds them they are loaded at
+// once and permuted.
+class RowWindow {
  public:
-  // `size` is the number of source columns.
-  VSS_DEVICE SourceWindow(const SourceColumns& columns, int64_t size) : columns_(columns) {
+  // `first` and `last` are the outermost source columns, `size` that of a row of adjacent columns,
+  // or zero where columns are not adjacent.
+  VSS_DEVICE RowWindow(int32_t first, int32_t last, int64_t size) {
     if constexpr (kGpu) return;
     width_ = size < kLanes ? static_cast<int>(size) : kLanes;
-    const int32_t last = static_cast<int32_t>(size) - width_;
-    const int32_t first = lane(columns.first, 0);
-    begin_ = first < last ? first : last;
-    fits_ = lane(columns.second, kLanes - 1) - begin_ < kLanes;
+    const int32_t latest = static_cast<int32_t>(size) - width_;
+    begin_ = first < latest ? first : latest;
+    fits_ = size > 0 && last - begin_ < kLanes;
   }
 
+  VSS_DEVICE bool fits() const { return !kGpu && fits_; }
   template <typename T>
-  VSS_DEVICE Floats read(const T* row) const {
+  VSS_DEVICE Floats load_row(const T* row) const {
+    return load(row + begin_, width_);
+  }
+  VSS_DEVICE Floats read(Floats window, Ints columns) const {
 #if VSS_GPU_CODE
-    return columns_.read(row);
+    return window;
 #else
-    if (!fits_) return columns_.read(row);  // nearly as many columns as the output has
-    const Floats window = load(row + begin_, width_);
-    const Floats weight = columns_.weight;
-    return (1.0f - weight) * permute(window, columns_.first - begin_) +
-           weight * permute(window, columns_.second - begin_);
+    return permute(window, columns - begin_);
 #endif
   }
 
  private:
-  SourceColumns columns_;
   int32_t begin_ = 0;
   int width_ = 0;
   bool fits_ = false;
+};
+
+// Source columns that are read through a window where that is possible.
+class WindowedColumns {
+ public:
+  // `size` as for RowWindow.
+  VSS_DEVICE WindowedColumns(const SourceColumns& columns, int64_t size)
+      : columns_(columns),
+        window_(lane(columns.first, 0), lane(columns.second, kLanes - 1), size) {}
+
+  // One source row, resized horizontally.
+  template <typename T>
+  VSS_DEVICE Floats read(const T* row) const {
+    if (!window_.fits()) return columns_.read(row);
+    const Floats window = window_.load_row(row), weight = columns_.weight;
+    return (1.0f - weight) * window_.read(window, columns_.first) +
+           weight * window_.read(window, columns_.second);
+  }
+  template <typename T>
+  VSS_DEVICE float read(const T* row, int i) const {
+    return columns_.read(row, i);
+  }
+
+ private:
+  SourceColumns columns_;
+  RowWindow window_;
 };
 
 // From here on for the hosts.

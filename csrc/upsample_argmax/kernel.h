@@ -163,6 +163,19 @@ VSS_DEVICE void argmax_columns(const ArgmaxGeometry& g, const T* map, int64_t n,
       set_lane(column_weights[t], i, taps.weight[t]);
     }
   }
+  const int taps = g.horizontal.taps;
+  const RowWindow window(lane(columns[0], 0), lane(columns[taps - 1], kLanes - 1),
+                         g.strides.column == 1 ? g.horizontal.size() : 0);
+  // One source row, resized horizontally; `read` yields its values at one tap of each lane.
+  const auto resize = [&](const auto& read) VSS_LAMBDA {
+    Floats total = column_weights[0] * read(columns[0]) + column_weights[1] * read(columns[1]);
+    VSS_UNROLL
+    for (int t = 2; t < kMaxTaps; ++t) {
+      if (t >= taps) break;
+      total += column_weights[t] * read(columns[t]);
+    }
+    return total;
+  };
   const int width = static_cast<int>(x_end - x < kLanes ? x_end - x : kLanes);
   for (int64_t begin = rows.begin; begin < rows.end; begin += kRows) {
     const int count = static_cast<int>(rows.end - begin < kRows ? rows.end - begin : kRows);
@@ -182,12 +195,12 @@ VSS_DEVICE void argmax_columns(const ArgmaxGeometry& g, const T* map, int64_t n,
       for (int s = 0; s < kMaxTaps; ++s) {
         if (s >= 2 && s >= g.vertical.taps) break;
         const T* row = map + k * g.strides.channel + sources.index[s] * g.strides.row;
-        resized[s] = column_weights[0] * gather(row, columns[0]) +
-                     column_weights[1] * gather(row, columns[1]);
-        VSS_UNROLL
-        for (int t = 2; t < kMaxTaps; ++t) {
-          if (t >= g.horizontal.taps) break;
-          resized[s] += column_weights[t] * gather(row, columns[t]);
+        if (window.fits()) {
+          const Floats columns_read = window.load_row(row);
+          resized[s] =
+              resize([&](Ints column) VSS_LAMBDA { return window.read(columns_read, column); });
+        } else {
+          resized[s] = resize([&](Ints column) VSS_LAMBDA { return gather(row, column); });
         }
       }
       VSS_UNROLL

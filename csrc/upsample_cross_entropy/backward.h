@@ -87,7 +87,7 @@ struct RowSums {
   Floats lower[kBackwardClasses] = {};
 
   template <typename T>
-  VSS_DEVICE void add(const LossBackwardGeometry& g, const SourceColumns& columns, const T* map,
+  VSS_DEVICE void add(const LossBackwardGeometry& g, const WindowedColumns& columns, const T* map,
                       int64_t n, int k, int count, const Range& rows, int64_t x, int64_t x_end) {
     const LossGeometry& loss = g.loss;
     const Tap vertical = loss.vertical.tap(rows.begin);  // the source rows are those of all rows
@@ -197,7 +197,9 @@ struct LossTileBackward {
       block.for_each(lane_groups, [&](int64_t i) VSS_LAMBDA {
         RowSums sums;
         if (rows.size() > 0) {
-          sums.add(g, SourceColumns(table + i * SourceColumns::kStored),
+          sums.add(g,
+                   WindowedColumns(SourceColumns(table + i * SourceColumns::kStored),
+                                   loss.strides.column == 1 ? loss.horizontal.size : 0),
                    logits + n * loss.strides.batch, n, k, count, rows, xs.begin + i * kLanes,
                    xs.end);
         }

@@ -97,7 +97,7 @@ struct Statistics {
 
   // Takes in kClasses classes from `k` on; `upper` and `lower` point at class k's two source rows.
   template <int kClasses, typename T>
-  VSS_DEVICE void add(const LossGeometry& g, const SourceColumns& columns, const T* upper,
+  VSS_DEVICE void add(const LossGeometry& g, const WindowedColumns& columns, const T* upper,
                       const T* lower, int k, int rows, const float (&row_weights)[kRows]) {
     Floats above[kClasses], below[kClasses];
     VSS_UNROLL
@@ -140,7 +140,8 @@ VSS_DEVICE void loss_columns(const LossGeometry& g, const T* map, int64_t n, con
   const Tap vertical = g.vertical.tap(rows.begin);  // first and second are those of all rows
   const T* upper = map + vertical.first * g.strides.row;
   const T* lower = map + vertical.second * g.strides.row;
-  const SourceColumns columns(g.horizontal, x, x_end, g.strides.column);
+  const WindowedColumns columns(SourceColumns(g.horizontal, x, x_end, g.strides.column),
+                                g.strides.column == 1 ? g.horizontal.size : 0);
   const int width = static_cast<int>(x_end - x < kLanes ? x_end - x : kLanes);
   for (int64_t begin = rows.begin; begin < rows.end; begin += kRows) {
     const int count = static_cast<int>(rows.end - begin < kRows ? rows.end - begin : kRows);
