@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,28 @@ class RunLogger(TensorBoardLogger):
             super().save()
 
 
+def _lock_when_free(lock: int) -> None:
+    """Locks a file; waits for what a killed run leaves behind.
+
+    Loading processes inherit a run's lock and need some seconds to see that the run was killed.
+
+    Raises:
+        BlockingIOError: A living process, or one of another machine, holds the lock.
+    """
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = re.match(r"process (\d+) on (.+)", os.pread(lock, 200, 0).decode())
+            here = holder is not None and holder[2] == socket.gethostname()
+            if not here or Path(f"/proc/{holder[1]}").exists() or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return
+
+
 class RunFolder(Callback):
     """Keeps other runs out of the run's folder while it trains.
 
@@ -204,7 +227,7 @@ class RunFolder(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_when_free(lock)
         except BlockingIOError as error:
             holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(lock)
