@@ -64,14 +64,17 @@ def test_a_pipe_that_nobody_writes_to_is_given_up(
         LiveSource(str(tmp_path / "camera"))
 
 
-def test_a_pipe_is_read_as_it_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [5, 200])
+def test_a_pipe_is_read_as_it_is_written(tmp_path: Path, count: int) -> None:
+    """Few frames fit into the pipe, whose writer has left before they are read."""
     pipe = tmp_path / "camera"
     os.mkfifo(pipe)
-    stream = encode(tmp_path / "a.ts", moving_frames(20, 46, 62), "mpeg2video").read_bytes()
+    stream = encode(tmp_path / "a.ts", moving_frames(count, 46, 62), "mpeg2video").read_bytes()
+    assert (len(stream) < 65536) == (count == 5)
     writer = threading.Thread(target=pipe.write_bytes, args=(stream,))
     writer.start()
     source = LiveSource(str(pipe))
-    assert len(list(source)) == 20
+    assert len(list(source)) == count
     writer.join()
 
 

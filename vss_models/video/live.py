@@ -52,9 +52,12 @@ class LiveSource(FrameSource):
         self._num_decoded = 0
         chosen = None if rate is None else exact_rate(rate)
         try:
-            with _first_bytes(self.path):
+            with _input(address) as (name, options):
                 self._container = av.open(
-                    address, format=container_format, timeout=(OPEN_SECONDS, READ_SECONDS)
+                    name,
+                    format=container_format,
+                    container_options=options,
+                    timeout=(OPEN_SECONDS, READ_SECONDS),
                 )
         except (av.FFmpegError, OSError) as error:
             raise VideoError(address, 0, f"the source does not open ({_reason(error)})") from error
@@ -97,21 +100,24 @@ class LiveSource(FrameSource):
 
 
 @contextmanager
-def _first_bytes(path: Path) -> Iterator[None]:
-    """Waits until somebody writes to a named pipe; opening it would wait for ever.
+def _input(address: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields what FFmpeg is to open, and its options.
+
+    A named pipe is opened here and handed over open: opening it again would wait for ever where
+    its writer has written everything and left.
 
     Raises:
-        TimeoutError: If nobody does in time.
+        TimeoutError: If nobody writes to a named pipe in time.
     """
-    if not path.is_fifo():
-        yield
+    if not Path(address).is_fifo():
+        yield address, {}
         return
-    # Held open until FFmpeg has opened it too, so that the writer never finds it without a reader.
-    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    pipe = os.open(address, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not select.select([pipe], [], [], OPEN_SECONDS)[0]:
             raise TimeoutError(errno.ETIMEDOUT, _NO_ANSWER.format(OPEN_SECONDS))
-        yield
+        os.set_blocking(pipe, True)
+        yield "fd:", {"fd": str(pipe)}
     finally:
         os.close(pipe)
 
