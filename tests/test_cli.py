@@ -145,6 +145,7 @@ def test_an_unknown_configuration_lists_the_names(
         (["--config", "mrcfa_b1_vspw"], "data.root is not set"),
         (["--config", "mrcfa_b1_vspw", "--model.optimizer.lr=fast"], "model.optimizer.lr"),
         (["--config", "mrcfa_b1_vspw", "--model.colour=red"], "model.colour"),
+        (["--config", "mrcfa_b1_vspw", "--seed=null"], "seed"),
     ],
 )
 def test_wrong_options_are_usage_errors(

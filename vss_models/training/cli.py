@@ -38,10 +38,12 @@ _SKIP_NONE = "skip_unset" if _MINOR_VERSION >= (4, 49) else "skip_none"
 class _Parser(LightningArgumentParser):
     """Says what is wrong in one line; the usage of a training would be a hundred before it."""
 
+    program = "vss"
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        parser = getattr(ex, "subcommand_parser", None) or self
-        program = parser.prog.replace(" [options]", "")
-        print(f"{program}: {message} (`{program} --help` lists the options)", file=sys.stderr)
+        print(
+            f"{self.program}: {message} (`{self.program} --help` has the options)", file=sys.stderr
+        )
         raise SystemExit(2) from ex
 
 
@@ -64,6 +66,7 @@ class TrainingCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Makes the parser of the program or of one of its commands."""
         parser = _Parser(**kwargs)
+        parser.program = f"vss {self._arguments[0]}"
         parser.add_argument(
             "-c",
             "--config",
