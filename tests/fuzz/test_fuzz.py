@@ -41,6 +41,14 @@ AREAS: dict[str, tuple[Area, int]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options may name any file: one that happens to be written must not be the checkout's."""
+    folder = tmp_path / "working_folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+
 def cases(area: str, folder: Path, count: int) -> Iterator[Case]:
     generate = AREAS[area][0]
     return islice(generate(np.random.default_rng([SEED, list(AREAS).index(area)]), folder), count)
