@@ -149,17 +149,19 @@ TORCH_LIBRARY(vss_kernels, m) {
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "upsample_cross_entropy(Tensor logits, Tensor labels, Tensor? class_weights, "
-      "int ignore_index, str reduction, float label_smoothing) "
+      "int ignore_index, str reduction, float label_smoothing, bool align_corners) "
       "-> (Tensor loss, Tensor log_sums, Tensor scale)");
   m.def(
       "upsample_cross_entropy_backward(Tensor grad, Tensor scale, Tensor log_sums, Tensor logits, "
-      "Tensor labels, Tensor? class_weights, int ignore_index, float label_smoothing) -> Tensor");
+      "Tensor labels, Tensor? class_weights, int ignore_index, float label_smoothing, "
+      "bool align_corners) -> Tensor");
   m.def(
-      "upsample_argmax(Tensor logits, SymInt[] size, SymInt[] through, bool confidence) "
+      "upsample_argmax(Tensor logits, SymInt[] size, SymInt[] through, bool confidence, "
+      "bool align_corners) "
       "-> (Tensor classes, Tensor confidence)");
-  m.def("fuse_pyramid(Tensor[] levels) -> Tensor");
+  m.def("fuse_pyramid(Tensor[] levels, bool align_corners) -> Tensor");
   // Gradients of the levels whose rows and columns `sizes` lists one after the other.
-  m.def("fuse_pyramid_backward(Tensor grad, SymInt[] sizes) -> Tensor[]");
+  m.def("fuse_pyramid_backward(Tensor grad, SymInt[] sizes, bool align_corners) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(vss_kernels, CPU, library) {

@@ -85,10 +85,13 @@ def test_eager_gradients():
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), CHANNELS_LAST], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_native_is_as_accurate_as_eager(case, dtype, order, device):
+def test_native_is_as_accurate_as_eager(case, align_corners, dtype, order, device):
     levels = [stored_in_order(level, order) for level in make_levels(*case, dtype, device)]
-    assert_as_accurate_as_eager(lambda *a: fuse_pyramid(a), levels, "fuse_pyramid", "native")
+    assert_as_accurate_as_eager(
+        lambda *a: fuse_pyramid(a, align_corners=align_corners), levels, "fuse_pyramid", "native"
+    )
 
 
 @needs_native
@@ -98,8 +101,9 @@ def test_native_is_as_accurate_as_eager(case, dtype, order, device):
     channels=st.integers(1, 40),
     first=st.tuples(st.integers(1, 20), st.integers(1, 40)),
     count=st.integers(0, 3),
+    align_corners=st.booleans(),
 )
-def test_native_at_odd_sizes_and_strides(data, channels, first, count):
+def test_native_at_odd_sizes_and_strides(data, channels, first, count, align_corners):
     smaller = st.tuples(st.integers(1, first[0]), st.integers(1, first[1]))
     sizes = [first, *data.draw(st.lists(smaller, min_size=count, max_size=count))]
     levels = [
@@ -107,7 +111,11 @@ def test_native_at_odd_sizes_and_strides(data, channels, first, count):
         for size in sizes
     ]
     assert_as_accurate_as_eager(
-        lambda *a: fuse_pyramid(a), levels, "fuse_pyramid", "native", positive=True
+        lambda *a: fuse_pyramid(a, align_corners=align_corners),
+        levels,
+        "fuse_pyramid",
+        "native",
+        positive=True,
     )
 
 
@@ -156,16 +164,6 @@ def test_bad_input_is_named(levels, error_type, message):
 
 
 @needs_native
-def test_native_says_that_it_cannot_align_corners():
-    levels = make_levels(1, 2, [(4, 4), (2, 2)])
-    with (
-        vss_kernels.backend("native"),
-        pytest.raises(vss_kernels.BackendError, match=r"native.*align_corners=False only"),
-    ):
-        fuse_pyramid(levels, align_corners=True)
-
-
-@needs_native
 def test_native_refuses_more_levels_than_it_has_room_for():
     levels = make_levels(1, 1, [(2, 2)] * 9)
     with (
@@ -190,9 +188,9 @@ def test_a_direct_call_does_not_read_out_of_bounds():
         [level] * 9,
     ):
         with pytest.raises((ValueError, NotImplementedError)):
-            operators.fuse_pyramid(levels)
+            operators.fuse_pyramid(levels, False)
     with pytest.raises(TypeError):
-        operators.fuse_pyramid([level, level.half()])
+        operators.fuse_pyramid([level, level.half()], False)
     for sizes in ([5, 4], [0, 1], [2]):
         with pytest.raises(ValueError, match="fuse_pyramid_backward"):
-            operators.fuse_pyramid_backward(level, sizes)
+            operators.fuse_pyramid_backward(level, sizes, False)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import vss_kernels
 from tests.support.layouts import stored_in_order
 from tests.support.upsample_cases import (
+    ALIGNED_SIZES,
     DEVICES,
     DTYPES,
     SIZES,
@@ -43,19 +44,29 @@ def test_argmax_equals_eager_but_for_rounding(size, through, dtype, device):
     sizes=st.tuples(*[st.integers(1, top) for top in (2, 9, 9, 9, 40, 40)]),
     through=st.none() | st.tuples(st.integers(1, 40), st.integers(1, 40)),
     order=st.permutations(range(4)),
+    align_corners=st.booleans(),
 )
-def test_argmax_at_odd_sizes_and_strides(sizes, through, order):
+def test_argmax_at_odd_sizes_and_strides(sizes, through, order, align_corners):
     batch, classes, height, width, rows, columns = sizes
     logits = stored_in_order(torch.randn(batch, classes, height, width), order)
-    assert_same_but_for_rounding(logits, (rows, columns), through)
+    assert_same_but_for_rounding(logits, (rows, columns), through, align_corners)
 
 
-def test_argmax_in_steps_close_to_one():
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("through", [None, (31, 50), (3, 4), (1, 1)], ids=str)
+@pytest.mark.parametrize("size", [*SIZES, *ALIGNED_SIZES], ids=str)
+def test_argmax_with_aligned_corners(size, through, device):
+    logits, _ = make_case(size, device=device)
+    assert_same_but_for_rounding(logits, size[3], through, align_corners=True)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_argmax_in_steps_close_to_one(align_corners):
     """Sizes where rounding decides which neighbours a position reads."""
     logits = torch.randn(1, 3, 2, 1500)
-    assert_same_but_for_rounding(logits, (3, 1502), (2, 1501))
+    assert_same_but_for_rounding(logits, (3, 1502), (2, 1501), align_corners)
     logits = torch.randn(1, 3, 1000, 2)
-    assert_same_but_for_rounding(logits, (1002, 3), (1001, 2))
+    assert_same_but_for_rounding(logits, (1002, 3), (1001, 2), align_corners)
 
 
 def test_ties_many_classes_and_nan():

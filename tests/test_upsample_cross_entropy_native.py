@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 import vss_kernels
+from tests.support.definitions import resize
 from tests.support.layouts import stored_in_order
 from tests.support.memory import MIB, peak_memory
 from tests.support.precision import SLACK, assert_as_accurate_as_eager, outputs_and_gradients
-from tests.support.upsample_cases import DEVICES, DTYPES, SIZES, make_case
-from vss_kernels import upsample_argmax, upsample_cross_entropy
+from tests.support.upsample_cases import ALIGNED_SIZES, DEVICES, DTYPES, SIZES, make_case
+from vss_kernels import upsample_cross_entropy
 from vss_kernels._runtime import native
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
@@ -63,6 +63,19 @@ def test_class_weights_and_label_smoothing(reduction, label_smoothing, weighted,
     assert_as_accurate_as_eager(loss, (logits,), "upsample_cross_entropy", "native")
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [*SIZES, *ALIGNED_SIZES], ids=str)
+def test_loss_with_aligned_corners(size, dtype, device):
+    logits, labels = make_case(size, dtype, device)
+    assert_as_accurate_as_eager(
+        lambda t: upsample_cross_entropy(t, labels, ignore_index=127, align_corners=True),
+        (logits,),
+        "upsample_cross_entropy",
+        "native",
+    )
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.tuples(
@@ -73,9 +86,10 @@ def test_class_weights_and_label_smoothing(reduction, label_smoothing, weighted,
     label_order=st.permutations(range(3)),
     reduction=st.sampled_from(REDUCTIONS),
     label_smoothing=st.sampled_from([0.0, 0.2]),
+    align_corners=st.booleans(),
 )
 def test_loss_at_odd_sizes_and_strides(
-    sizes, label_dtype, order, label_order, reduction, label_smoothing
+    sizes, label_dtype, order, label_order, reduction, label_smoothing, align_corners
 ):
     batch, classes, height, width, rows, columns = sizes
     size = (batch, classes, (height, width), (rows, columns))
@@ -85,7 +99,12 @@ def test_loss_at_odd_sizes_and_strides(
 
     def loss(t):
         return upsample_cross_entropy(
-            t, labels, ignore_index=127, reduction=reduction, label_smoothing=label_smoothing
+            t,
+            labels,
+            ignore_index=127,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            align_corners=align_corners,
         )
 
     with vss_kernels.backend("eager"):
@@ -95,7 +114,7 @@ def test_loss_at_odd_sizes_and_strides(
     # A loss is the difference of two logits, a gradient that of a probability and a target. Where
     # one nearly vanishes, its rounding is to be compared with what it is the difference of.
     ones = torch.zeros_like(logits, requires_grad=True)
-    spread = F.interpolate(ones, size=size[3], mode="bilinear").sum()
+    spread = resize(ones, size[3], align_corners).sum()
     dependents = torch.autograd.grad(spread, ones)[0].max()  # of one cell, by their weights
     counted = int((labels != 127).sum())
     divisor = {"mean_all": labels.numel(), "mean": counted}.get(reduction, 1)
@@ -114,7 +133,7 @@ def test_expanded_labels_are_not_copied():
         loss, upsample_cross_entropy(logits, expanded.contiguous(), ignore_index=127)
     )
     operator = torch.ops.vss_kernels.upsample_cross_entropy
-    grown = MIB * peak_memory(lambda: operator(logits, expanded, None, 127, "sum", 0.0))
+    grown = MIB * peak_memory(lambda: operator(logits, expanded, None, 127, "sum", 0.0, False))
     # One float a pixel is kept; a copy of the labels would take another eight bytes.
     assert grown < 8 * 64 * 64 * 5
 
@@ -173,14 +192,14 @@ def test_a_label_that_is_no_class_is_not_overlooked():
     logits, labels = make_case(SIZES[0])
     labels[1, 2, 3] = 60
     operator = torch.ops.vss_kernels.upsample_cross_entropy
-    losses, log_sums, _ = operator(logits, labels, None, 127, "none", 0.0)
+    losses, log_sums, _ = operator(logits, labels, None, 127, "none", 0.0, False)
     assert losses.isnan().sum() == 1
     assert losses[1, 2, 3].isnan()
     assert log_sums.isfinite().all()
-    loss, log_sums, scale = operator(logits, labels, None, 127, "mean_all", 0.0)
+    loss, log_sums, scale = operator(logits, labels, None, 127, "mean_all", 0.0, False)
     assert loss.isnan()
     grad = torch.ops.vss_kernels.upsample_cross_entropy_backward(
-        torch.ones(()), scale, log_sums, logits, labels, None, 127, 0.0
+        torch.ones(()), scale, log_sums, logits, labels, None, 127, 0.0, False
     )
     assert grad[1, :, 0].isnan().any()
     assert grad[0].isfinite().all()
@@ -191,11 +210,3 @@ def test_logits_that_are_not_finite_are_not_overlooked(value):
     logits, labels = make_case(SIZES[0])
     logits[0, 7, 4, 4] = value
     assert not upsample_cross_entropy(logits, labels, ignore_index=127).isfinite()
-
-
-def test_aligned_corners_are_refused_by_name():
-    logits, labels = make_case(SIZES[0])
-    with pytest.raises(vss_kernels.BackendError, match=r"cross_entropy.*align_corners=False only"):
-        upsample_cross_entropy(logits, labels, ignore_index=127, align_corners=True)
-    with pytest.raises(vss_kernels.BackendError, match=r"argmax.*align_corners=False only"):
-        upsample_argmax(logits, (4, 4), align_corners=True)

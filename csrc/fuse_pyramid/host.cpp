@@ -31,7 +31,7 @@ struct PyramidInputs {
 
 // The first level decides which program runs. Levels of another layout are copied into that one:
 // only the smaller ones, unless neither columns nor channels of the first are adjacent.
-PyramidInputs pyramid_inputs(at::TensorList levels) {
+PyramidInputs pyramid_inputs(at::TensorList levels, bool align_corners) {
   constexpr const char* op = "fuse_pyramid";
   TORCH_CHECK_VALUE(!levels.empty() && levels.size() <= kMaxLevels, op, ": levels must hold 1 to ",
                     kMaxLevels, " maps, got ", levels.size());
@@ -66,8 +66,8 @@ PyramidInputs pyramid_inputs(at::TensorList levels) {
   p.first = strides_of(in.levels[0]);
   for (int i = 0; i < p.others; ++i) {
     const at::Tensor& level = in.levels[i + 1];
-    p.levels[i] = {Resize(level.size(2), p.rows), Resize(level.size(3), p.columns),
-                   strides_of(level)};
+    p.levels[i] = {Resize(level.size(2), p.rows, align_corners),
+                   Resize(level.size(3), p.columns, align_corners), strides_of(level)};
   }
   return in;
 }
@@ -93,10 +93,10 @@ void set_tile(Pyramid& p, bool channels_adjacent) {
   }
 }
 
-at::Tensor fuse(at::TensorList levels) {
+at::Tensor fuse(at::TensorList levels, bool align_corners) {
   TORCH_CHECK_VALUE(!levels.empty(), "fuse_pyramid: levels must hold at least one map");
   const c10::DeviceGuard guard(levels[0].device());
-  PyramidInputs in = pyramid_inputs(levels);
+  PyramidInputs in = pyramid_inputs(levels, align_corners);
   Pyramid& p = in.geometry;
   set_tile(p, in.channels_adjacent);
   const at::Tensor out = at::empty(in.levels[0].sizes(), in.levels[0].options());
@@ -120,7 +120,8 @@ at::Tensor fuse(at::TensorList levels) {
 
 // `sizes` holds rows and columns of every level whose gradient is wanted. A block takes a band of
 // rows of the incoming gradient.
-std::vector<at::Tensor> fuse_backward(const at::Tensor& grad_any, at::IntArrayRef sizes) {
+std::vector<at::Tensor> fuse_backward(const at::Tensor& grad_any, at::IntArrayRef sizes,
+                                      bool align_corners) {
   constexpr const char* op = "fuse_pyramid_backward";
   constexpr int64_t kBandRows = kGpu ? 32 : 128;
   constexpr int64_t kChunkFloats = 4096;  // of a level's rows in scratch: 16 KiB
@@ -142,8 +143,8 @@ std::vector<at::Tensor> fuse_backward(const at::Tensor& grad_any, at::IntArrayRe
     TORCH_CHECK_VALUE(rows > 0 && rows <= p.rows && columns > 0 && columns <= p.columns, op,
                       ": a level must not be empty or larger than grad, got ", rows, " x ",
                       columns);
-    p.vertical[i] = Resize(rows, p.rows);
-    p.horizontal[i] = Resize(columns, p.columns);
+    p.vertical[i] = Resize(rows, p.rows, align_corners);
+    p.horizontal[i] = Resize(columns, p.columns, align_corners);
     grad_levels.push_back(at::empty({grad.size(0), grad.size(1), rows, columns}, grad.options()));
   }
   VSS_DISPATCH_FLOATING(grad.scalar_type(), op, [&] {

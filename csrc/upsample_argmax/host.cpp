@@ -14,7 +14,7 @@ struct ArgmaxCall {
 
 // `through` equal to `size` means a single resize.
 ArgmaxCall argmax_call(const at::Tensor& logits, at::IntArrayRef size, at::IntArrayRef through,
-                       bool confidence) {
+                       bool confidence, bool align_corners) {
   constexpr const char* kOp = "upsample_argmax";
   TORCH_CHECK_VALUE(size.size() == 2 && size[0] > 0 && size[1] > 0, kOp,
                     ": size must be two positive sizes, got ", size);
@@ -25,8 +25,8 @@ ArgmaxCall argmax_call(const at::Tensor& logits, at::IntArrayRef size, at::IntAr
   ArgmaxGeometry& g = call.geometry;
   g.batch = logits.size(0);
   g.classes = static_cast<int>(logits.size(1));
-  g.vertical = Path(logits.size(2), through[0], size[0]);
-  g.horizontal = Path(logits.size(3), through[1], size[1]);
+  g.vertical = Path(logits.size(2), through[0], size[0], align_corners);
+  g.horizontal = Path(logits.size(3), through[1], size[1], align_corners);
   g.strides = strides_of(call.logits);
   constexpr int64_t kTileColumns = 192;  // 480 columns make three even tiles
   g.tile = kGpu ? tile_width(size[1], kTileColumns, 32) : size[1];
@@ -43,10 +43,11 @@ ArgmaxCall argmax_call(const at::Tensor& logits, at::IntArrayRef size, at::IntAr
 }
 
 std::tuple<at::Tensor, at::Tensor> argmax(const at::Tensor& logits, at::IntArrayRef size,
-                                          at::IntArrayRef through, bool confidence) {
+                                          at::IntArrayRef through, bool confidence,
+                                          bool align_corners) {
   constexpr int kThreads = 192;
   const c10::DeviceGuard guard(logits.device());
-  const ArgmaxCall call = argmax_call(logits, size, through, confidence);
+  const ArgmaxCall call = argmax_call(logits, size, through, confidence, align_corners);
   const ArgmaxGeometry& g = call.geometry;
   const Launch launch = {.op = "upsample_argmax", .blocks = g.blocks(), .threads = g.tile};
   VSS_DISPATCH_FLOATING(logits.scalar_type(), "upsample_argmax", [&] {

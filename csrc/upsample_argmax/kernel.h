@@ -29,10 +29,10 @@ struct Path {
   int taps;  // how many positions an output position reads
 
   Path() = default;
-  Path(int64_t size, int64_t through, int64_t resized) {
+  Path(int64_t size, int64_t through, int64_t resized, bool align_corners) {
     two = through != size && through != resized;
-    first = Resize(size, two ? through : resized);
-    second = Resize(through, resized);
+    first = Resize(size, two ? through : resized, align_corners);
+    second = Resize(through, resized, align_corners);
     // Where the first resize enlarges, the four positions lie within three neighbours, and output
     // positions with the same first one share them. Very long rows have steps so close to one that
     // rounding might skip a neighbour.

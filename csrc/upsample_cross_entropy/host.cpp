@@ -47,7 +47,7 @@ struct LossInputs {
 
 LossInputs loss_inputs(const at::Tensor& logits, const at::Tensor& labels,
                        const std::optional<at::Tensor>& class_weights, int64_t ignore_index,
-                       double smoothing) {
+                       double smoothing, bool align_corners) {
   constexpr const char* kOp = "upsample_cross_entropy";
   check_dims(kOp, "labels", labels, 3);
   LossInputs in;
@@ -61,8 +61,8 @@ LossInputs loss_inputs(const at::Tensor& logits, const at::Tensor& labels,
   LossGeometry& g = in.geometry;
   g.batch = logits.size(0);
   g.classes = static_cast<int>(logits.size(1));
-  g.vertical = Resize(logits.size(2), labels.size(1));
-  g.horizontal = Resize(logits.size(3), labels.size(2));
+  g.vertical = Resize(logits.size(2), labels.size(1), align_corners);
+  g.horizontal = Resize(logits.size(3), labels.size(2), align_corners);
   g.strides = strides_of(in.logits);
   g.labels = {labels.const_data_ptr(), label_type(labels), pixel_strides(labels), ignore_index,
               g.classes};
@@ -145,7 +145,8 @@ LossBackwardInputs loss_backward_inputs(const at::Tensor& grad, const at::Tensor
                                         const at::Tensor& log_sums, const at::Tensor& logits,
                                         const at::Tensor& labels,
                                         const std::optional<at::Tensor>& class_weights,
-                                        int64_t ignore_index, double smoothing) {
+                                        int64_t ignore_index, double smoothing,
+                                        bool align_corners) {
   constexpr const char* kOp = "upsample_cross_entropy_backward";
   check_like(kOp, "grad", grad, "log_sums", log_sums);
   check_like(kOp, "scale", scale, "log_sums", log_sums);
@@ -158,7 +159,7 @@ LossBackwardInputs loss_backward_inputs(const at::Tensor& grad, const at::Tensor
   TORCH_CHECK_VALUE(grad.dim() == 0 || grad.sizes() == labels.sizes(), kOp,
                     ": grad must be a scalar or match the labels, got ", grad.sizes());
   LossBackwardInputs in;
-  in.loss = loss_inputs(logits, labels, class_weights, ignore_index, smoothing);
+  in.loss = loss_inputs(logits, labels, class_weights, ignore_index, smoothing, align_corners);
   in.grad_logits = at::empty(logits.sizes(), logits.options());
   LossBackwardGeometry& g = in.geometry;
   g.loss = in.loss.geometry;
@@ -183,11 +184,12 @@ void set_tiles(LossBackwardGeometry& g) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy(
     const at::Tensor& logits, const at::Tensor& labels,
     const std::optional<at::Tensor>& class_weights, int64_t ignore_index,
-    std::string_view reduction_name, double smoothing) {
+    std::string_view reduction_name, double smoothing, bool align_corners) {
   constexpr const char* op = "upsample_cross_entropy";
   const c10::DeviceGuard guard(logits.device());
   const Reduction reduction = parse_reduction(reduction_name);
-  const LossInputs in = loss_inputs(logits, labels, class_weights, ignore_index, smoothing);
+  const LossInputs in =
+      loss_inputs(logits, labels, class_weights, ignore_index, smoothing, align_corners);
   const LossGeometry& g = in.geometry;
   const LossResults results = loss_results(in, reduction);
   if constexpr (kGpu) {
@@ -216,11 +218,11 @@ at::Tensor cross_entropy_backward(const at::Tensor& grad, const at::Tensor& scal
                                   const at::Tensor& log_sums, const at::Tensor& logits,
                                   const at::Tensor& labels,
                                   const std::optional<at::Tensor>& class_weights,
-                                  int64_t ignore_index, double smoothing) {
+                                  int64_t ignore_index, double smoothing, bool align_corners) {
   constexpr const char* op = "upsample_cross_entropy_backward";
   const c10::DeviceGuard guard(logits.device());
   LossBackwardInputs in = loss_backward_inputs(grad, scale, log_sums, logits, labels, class_weights,
-                                               ignore_index, smoothing);
+                                               ignore_index, smoothing, align_corners);
   LossBackwardGeometry& g = in.geometry;
   set_tiles(g);
   VSS_DISPATCH_FLOATING(logits.scalar_type(), op, [&] {

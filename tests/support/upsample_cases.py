@@ -26,6 +26,14 @@ SIZES = [
     (2, 2, (1, 1), (5, 7)),  # a single cell
 ]
 
+# What only align_corners=True treats in its own way: sides of one pixel, and steps of whole pixels.
+ALIGNED_SIZES = [
+    (1, 4, (5, 7), (1, 1)),
+    (1, 4, (1, 6), (9, 1)),
+    (1, 3, (2, 2), (33, 30)),
+    (2, 3, (13, 9), (7, 5)),
+]
+
 
 def make_case(size, dtype=torch.float32, device="cpu", label_dtype=torch.uint8):
     batch, classes, small, large = size
@@ -42,14 +50,20 @@ def dense_logits(logits, size, through, resize_once):
     return logits
 
 
-def assert_same_but_for_rounding(logits, size, through=None):
+def assert_same_but_for_rounding(logits, size, through=None, align_corners=False):
     """Labels equal eager's wherever the best logit leads by more than rounding may change."""
-    classes, confidence = upsample_argmax(logits, size, through, confidence=True)
+    argmax = partial(upsample_argmax, logits, size, through, align_corners=align_corners)
+    classes, confidence = argmax(confidence=True)
     with vss_kernels.backend("eager"):
-        expected, expected_confidence = upsample_argmax(logits, size, through, confidence=True)
-    exact = dense_logits(logits.double().cpu(), size, through, resize)
+        expected, expected_confidence = argmax(confidence=True)
+    exact = dense_logits(
+        logits.double().cpu(), size, through, partial(resize, align_corners=align_corners)
+    )
     rounded = dense_logits(
-        logits.float().cpu(), size, through, partial(F.interpolate, mode="bilinear")
+        logits.float().cpu(),
+        size,
+        through,
+        partial(F.interpolate, mode="bilinear", align_corners=align_corners),
     )
     # What eager loses itself, and the last digits of the products.
     slack = 2 * float((rounded - exact).abs().max()) + 1e-6 * float(exact.abs().max())
@@ -61,7 +75,7 @@ def assert_same_but_for_rounding(logits, size, through=None):
     probability = exact.softmax(1).amax(1)
     lost = error(expected_confidence, probability)
     assert error(confidence, probability) <= 2 * lost + SLACK[torch.float32]
-    assert torch.equal(upsample_argmax(logits, size, through), classes)
+    assert torch.equal(argmax(), classes)
     assert classes.dtype == expected.dtype
     assert classes.is_contiguous()
     assert confidence.is_contiguous()

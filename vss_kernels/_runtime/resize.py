@@ -5,9 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-ALIGN_CORNERS_REFUSED = "it resizes with align_corners=False only"
-"""Why the native operators leave ``align_corners=True`` to eager."""
-
 
 def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Resizes maps (N,K,h,w) to (N,K,*size), bilinear, as ``F.interpolate`` does."""

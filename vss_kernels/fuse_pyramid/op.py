@@ -16,7 +16,6 @@ from vss_kernels._runtime import native
 from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
-from vss_kernels._runtime.resize import ALIGN_CORNERS_REFUSED
 from vss_kernels.fuse_pyramid import eager
 
 MAX_LEVELS = 8
@@ -27,8 +26,6 @@ _MAX_SIDES = 8192
 
 
 def _native_can_run(first: Tensor, others: Sequence[Tensor], align_corners: bool) -> str | None:
-    if align_corners:
-        return ALIGN_CORNERS_REFUSED
     reason = native.refuses(first)
     if reason is not None:
         return reason
@@ -41,35 +38,35 @@ def _native_can_run(first: Tensor, others: Sequence[Tensor], align_corners: bool
 
 
 def _run_native(first: Tensor, others: Sequence[Tensor], align_corners: bool) -> Tensor:
-    return torch.ops.vss_kernels.fuse_pyramid([first, *others])
+    return torch.ops.vss_kernels.fuse_pyramid([first, *others], align_corners)
 
 
-def _fake(levels: Sequence[Tensor]) -> Tensor:
+def _fake(levels: Sequence[Tensor], align_corners: bool) -> Tensor:
     return levels[0].new_empty(levels[0].shape)
 
 
-def _fake_backward(grad: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+def _fake_backward(grad: Tensor, sizes: Sequence[int], align_corners: bool) -> list[Tensor]:
     return [
         grad.new_empty(*grad.shape[:2], rows, columns)
         for rows, columns in zip(sizes[::2], sizes[1::2], strict=True)
     ]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Sequence[Tensor]], output: Tensor) -> None:
-    (levels,) = inputs
+def _setup_context(ctx: Any, inputs: tuple[Sequence[Tensor], bool], output: Tensor) -> None:
+    levels, ctx.align_corners = inputs
     ctx.sizes = [tuple(level.shape[2:]) for level in levels]
 
 
-def _backward(ctx: Any, grad: Tensor) -> list[Tensor | None]:
-    (needs,) = ctx.needs_input_grad
+def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor | None], None]:
+    needs, _ = ctx.needs_input_grad
     grads: list[Tensor | None] = [grad if needs[0] else None, *(None for _ in needs[1:])]
     wanted = [position for position, needed in enumerate(needs) if needed and position > 0]
     if wanted:
         sizes = [size for position in wanted for size in ctx.sizes[position]]
-        gathered = torch.ops.vss_kernels.fuse_pyramid_backward(grad, sizes)
+        gathered = torch.ops.vss_kernels.fuse_pyramid_backward(grad, sizes, ctx.align_corners)
         for position, level_grad in zip(wanted, gathered, strict=True):
             grads[position] = level_grad
-    return grads
+    return grads, None
 
 
 if native.problem() is None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from vss_kernels._runtime import native
 from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.backends import Implementation, Operator, always
-from vss_kernels._runtime.resize import ALIGN_CORNERS_REFUSED
 from vss_kernels.upsample_argmax import eager
 
 
@@ -26,13 +25,17 @@ def _run(
     align_corners: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     classes, probability = torch.ops.vss_kernels.upsample_argmax(
-        logits.detach(), size, size if through is None else through, confidence
+        logits.detach(), size, size if through is None else through, confidence, align_corners
     )
     return (classes, probability) if confidence else classes
 
 
 def _fake(
-    logits: Tensor, size: Sequence[int], through: Sequence[int], confidence: bool
+    logits: Tensor,
+    size: Sequence[int],
+    through: Sequence[int],
+    confidence: bool,
+    align_corners: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = (logits.shape[0], size[0], size[1])
     dtype = torch.uint8 if logits.shape[1] <= 256 else torch.int64
@@ -48,8 +51,7 @@ if native.problem() is None:
 
 
 def _native_can_run(logits: Tensor, *options: Any) -> str | None:
-    align_corners = options[-1]
-    return ALIGN_CORNERS_REFUSED if align_corners else native.refuses(logits)
+    return native.refuses(logits)
 
 
 operator = Operator(

@@ -14,7 +14,6 @@ from vss_kernels._runtime import native
 from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
-from vss_kernels._runtime.resize import ALIGN_CORNERS_REFUSED
 from vss_kernels.upsample_cross_entropy import eager
 
 # Result, log-sum-exp of every pixel, and what one pixel's loss counts in the result.
@@ -22,8 +21,7 @@ LossParts = tuple[Tensor, Tensor, Tensor]
 
 
 def _native_can_run(logits: Tensor, *options: Any) -> str | None:
-    align_corners = options[-1]
-    return ALIGN_CORNERS_REFUSED if align_corners else native.refuses(logits)
+    return native.refuses(logits)
 
 
 def _run(
@@ -36,7 +34,7 @@ def _run(
     align_corners: bool,
 ) -> Tensor:
     loss, _, _ = torch.ops.vss_kernels.upsample_cross_entropy(
-        logits, labels, class_weights, ignore_index, reduction, label_smoothing
+        logits, labels, class_weights, ignore_index, reduction, label_smoothing, align_corners
     )
     return loss
 
@@ -48,6 +46,7 @@ def _fake(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    align_corners: bool,
 ) -> LossParts:
     loss_shape = labels.shape if reduction == "none" else ()
     return (
@@ -66,24 +65,25 @@ def _fake_backward(
     class_weights: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    align_corners: bool,
 ) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: LossParts) -> None:
-    logits, labels, class_weights, ignore_index, _, label_smoothing = inputs
+    logits, labels, class_weights, ignore_index, _, *options = inputs
     _, log_sums, scale = output
     # Only the loss has a gradient; the other two results serve the backward pass.
     ctx.mark_non_differentiable(log_sums, scale)
     ctx.save_for_backward(scale, log_sums, logits, labels, class_weights)
-    ctx.options = (ignore_index, label_smoothing)
+    ctx.options = (ignore_index, *options)
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     grad_logits = torch.ops.vss_kernels.upsample_cross_entropy_backward(
         grad, *ctx.saved_tensors, *ctx.options
     )
-    return grad_logits, None, None, None, None, None
+    return grad_logits, None, None, None, None, None, None
 
 
 if native.problem() is None:
