@@ -31,7 +31,7 @@ class Runs {
       : resize_(resize), weights_(scratch), begins_(scratch + resize.resized) {}
 
   // Call sync() afterwards.
-  VSS_INLINE void tabulate(const Block& block) const {
+  VSS_DEVICE void tabulate(const Block& block) const {
     block.for_each(resize_.resized, [&](int64_t i) VSS_LAMBDA {
       const Tap tap = resize_.tap(i);
       weights_[i] = tap.second > tap.first ? tap.weight : 0.0f;
