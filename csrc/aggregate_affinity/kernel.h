@@ -9,7 +9,7 @@
 namespace vss::inline VSS_MACHINE::aggregate_affinity {
 
 // Fills a block's scratch before its first map.
-VSS_INLINE void load_parameters(const Block& block, const Program& program,
+VSS_DEVICE void load_parameters(const Block& block, const Program& program,
                                 const Arguments& arguments) {
   float* parameters = block.scratch();
   with_type(arguments.parameter_kind, const_cast<void*>(arguments.parameters),
@@ -29,7 +29,7 @@ VSS_INLINE int64_t arena_begin(const Program& program) {
 // Carries out all steps for one map. The actions of the backward program are compiled only where
 // they can occur.
 template <bool kBackward>
-VSS_INLINE void run_map(const Block& block, const Program& program, const Arguments& arguments,
+VSS_DEVICE void run_map(const Block& block, const Program& program, const Arguments& arguments,
                         float* arena, int64_t map) {
   for (int i = 0; i < program.step_count; ++i) {
     const Step& step = program.steps[i];

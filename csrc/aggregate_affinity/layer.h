@@ -15,13 +15,13 @@ struct Weights {
   const float* bias;  // may be null
 };
 
-VSS_INLINE Weights forward_weights(const Layer& layer, const float* parameters) {
+VSS_DEVICE Weights forward_weights(const Layer& layer, const float* parameters) {
   const int taps = layer.taps();
   return {parameters + layer.parameters, layer.in, layer.in * taps, taps, 1,
           parameters + layer.bias()};
 }
 
-VSS_INLINE Weights transposed_weights(const Layer& layer, const float* parameters) {
+VSS_DEVICE Weights transposed_weights(const Layer& layer, const float* parameters) {
   const int taps = layer.taps();
   return {parameters + layer.parameters + taps - 1, layer.out, taps, layer.in * taps, -1, nullptr};
 }
@@ -32,7 +32,7 @@ template <int kKernel>
 struct InputRows {
   int offset[kRows + kKernel - 1];
 
-  VSS_INLINE InputRows(const Grid& g, Tile tile) {
+  VSS_DEVICE InputRows(const Grid& g, Tile tile) {
     VSS_UNROLL
     for (int r = 0; r < kRows + kKernel - 1; ++r)
       offset[r] =
@@ -41,7 +41,7 @@ struct InputRows {
 };
 
 template <int kKernel, int kOut>
-VSS_INLINE void convolve_tile(const Grid& g, const float* source, const Weights& w, Tile tile,
+VSS_DEVICE void convolve_tile(const Grid& g, const float* source, const Weights& w, Tile tile,
                               Floats (&out)[kRows][kOut]) {
   const InputRows<kKernel> rows(g, tile);
   VSS_UNROLL
@@ -79,7 +79,7 @@ VSS_INLINE void convolve_tile(const Grid& g, const float* source, const Weights&
 // Adds a tile's part of the weight gradient for one input channel and kOut output channels, whose
 // gradient's planes start at `gradient`. The gradient is zero beyond the grid.
 template <int kKernel, int kOut>
-VSS_INLINE void weight_gradient_tile(const Grid& g, const float* plane, const float* gradient,
+VSS_DEVICE void weight_gradient_tile(const Grid& g, const float* plane, const float* gradient,
                                      Tile tile, Floats* total) {
   const InputRows<kKernel> rows(g, tile);
   Floats upstream[kRows][kOut];
@@ -108,7 +108,7 @@ VSS_INLINE void weight_gradient_tile(const Grid& g, const float* plane, const fl
 
 // Calls f.operator()<kernel, channels>() for the given numbers.
 template <int kKernel, typename F>
-VSS_INLINE void with_channels(int channels, const F& f) {
+VSS_DEVICE void with_channels(int channels, const F& f) {
   switch (channels) {
     case 1: return f.template operator()<kKernel, 1>();
     case 2: return f.template operator()<kKernel, 2>();
@@ -118,7 +118,7 @@ VSS_INLINE void with_channels(int channels, const F& f) {
 }
 
 template <typename F>
-VSS_INLINE void with_shape(int kernel, int channels, const F& f) {
+VSS_DEVICE void with_shape(int kernel, int channels, const F& f) {
   switch (kernel) {
     case 1: return with_channels<1>(channels, f);
     case 3: return with_channels<3>(channels, f);
@@ -137,28 +137,28 @@ struct LayerTask {
   float* parts;       // this map's part of the parameters' gradients; may be null
   float epsilon;
 
-  VSS_INLINE float elements() const {
+  VSS_DEVICE float elements() const {
     return static_cast<float>(layer.out) * static_cast<float>(g.height) *
            static_cast<float>(g.width);
   }
 };
 
 // A NaN stays one, as in torch.relu.
-VSS_INLINE Floats relu(Floats x) { return x < 0.0f ? Floats{} : x; }
+VSS_DEVICE Floats relu(Floats x) { return x < 0.0f ? Floats{} : x; }
 
 // Zeroes the gradient where the ReLU's argument was not positive.
-VSS_INLINE Floats relu_gradient(Floats argument, Floats gradient) {
+VSS_DEVICE Floats relu_gradient(Floats argument, Floats gradient) {
   return argument <= 0.0f ? Floats{} : gradient;
 }
 
 // Stores a row of a tile with zeros beyond the grid's last column.
-VSS_INLINE void store_row(const Grid& g, Tile tile, int row, float* plane, Floats& lanes) {
+VSS_DEVICE void store_row(const Grid& g, Tile tile, int row, float* plane, Floats& lanes) {
   lanes = keep_first(lanes, g.width - tile.x);
   store(plane + g.origin + (tile.y + row) * g.pitch + tile.x, lanes);
 }
 
 // Normalises planes in place with one group's statistics; then the ReLU.
-VSS_INLINE void normalise(const Block& block, const LayerTask& task, float mean, float rstd,
+VSS_DEVICE void normalise(const Block& block, const LayerTask& task, float mean, float rstd,
                           float* planes) {
   const Grid& g = task.g;
   block.for_each(task.layer.out * g.tiles, [&](int64_t index) {
@@ -177,7 +177,7 @@ VSS_INLINE void normalise(const Block& block, const LayerTask& task, float mean,
 
 // target = ReLU(GroupNorm(convolution of source)). The variance is taken around the mean in a
 // second pass over the plane, so that nothing cancels.
-VSS_INLINE void refine(const Block& block, const LayerTask& task, const float* source,
+VSS_DEVICE void refine(const Block& block, const LayerTask& task, const float* source,
                        float* target) {
   const Grid& g = task.g;
   const Layer& layer = task.layer;
@@ -218,7 +218,7 @@ VSS_INLINE void refine(const Block& block, const LayerTask& task, const float* s
 }
 
 // The same with the statistics saved by the forward pass: one pass.
-VSS_INLINE void recompute(const Block& block, const LayerTask& task, const float* source,
+VSS_DEVICE void recompute(const Block& block, const LayerTask& task, const float* source,
                           float* target) {
   const Grid& g = task.g;
   const Layer& layer = task.layer;

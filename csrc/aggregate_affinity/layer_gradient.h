@@ -7,7 +7,7 @@ namespace vss::inline VSS_MACHINE::aggregate_affinity {
 
 // Turns the gradient of the layer's output, in place, into that of its convolution's result; writes
 // the parts of the norm's parameters and of the bias. `workspace` takes the normalised convolution.
-VSS_INLINE void norm_gradient(const Block& block, const LayerTask& task, const float* source,
+VSS_DEVICE void norm_gradient(const Block& block, const LayerTask& task, const float* source,
                               float* gradient, float* workspace) {
   const Grid& g = task.g;
   const Layer& layer = task.layer;
@@ -70,7 +70,7 @@ VSS_INLINE void norm_gradient(const Block& block, const LayerTask& task, const f
 }
 
 // Writes this map's part of the weight's gradient.
-VSS_INLINE void weight_gradient(const Block& block, const LayerTask& task, const float* source,
+VSS_DEVICE void weight_gradient(const Block& block, const LayerTask& task, const float* source,
                                 const float* gradient) {
   const Grid& g = task.g;
   const Layer& layer = task.layer;
@@ -95,7 +95,7 @@ VSS_INLINE void weight_gradient(const Block& block, const LayerTask& task, const
 }
 
 // target = gradient of the layer's input.
-VSS_INLINE void input_gradient(const Block& block, const LayerTask& task, const float* gradient,
+VSS_DEVICE void input_gradient(const Block& block, const LayerTask& task, const float* gradient,
                                float* target) {
   const Grid& g = task.g;
   const Weights weights = transposed_weights(task.layer, task.parameters);

@@ -12,14 +12,14 @@ struct Tile {
   int y, x;
 };
 
-VSS_INLINE Tile tile_at(const Grid& g, int index) {
+VSS_DEVICE Tile tile_at(const Grid& g, int index) {
   return {index / g.tile_columns * kRows, index % g.tile_columns * kLanes};
 }
 
-VSS_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+VSS_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 
 // Zeroes everything around the planes of a new tensor.
-VSS_INLINE void clear_halos(const Block& block, const Grid& g, int channels, float* planes) {
+VSS_DEVICE void clear_halos(const Block& block, const Grid& g, int channels, float* planes) {
   const int gap = g.pitch - g.width;
   for (int c = 0; c < channels; ++c) {
     float* plane = planes + c * g.channel;
@@ -37,7 +37,7 @@ VSS_INLINE void clear_halos(const Block& block, const Grid& g, int channels, flo
 // Calls f(data) with the elements as their own type. On the CPU they are float32: host.cpp converts
 // them.
 template <typename F>
-VSS_INLINE void with_type(Kind kind, void* data, const F& f) {
+VSS_DEVICE void with_type(Kind kind, void* data, const F& f) {
 #if VSS_GPU_CODE
   if (kind == Kind::float16) return f(static_cast<c10::Half*>(data));
   if (kind == Kind::bfloat16) return f(static_cast<c10::BFloat16*>(data));
@@ -47,7 +47,7 @@ VSS_INLINE void with_type(Kind kind, void* data, const F& f) {
 
 // Runs f(plane offset, map element, columns) for every row of every tile.
 template <typename F>
-VSS_INLINE void for_tile_rows(const Block& block, const Grid& g, const F& f) {
+VSS_DEVICE void for_tile_rows(const Block& block, const Grid& g, const F& f) {
   block.for_each(g.tiles, [&](int64_t index) {
     const Tile tile = tile_at(g, static_cast<int>(index));
     for (int r = 0; r < kRows && tile.y + r < g.height; ++r)
@@ -55,7 +55,7 @@ VSS_INLINE void for_tile_rows(const Block& block, const Grid& g, const F& f) {
   });
 }
 
-VSS_INLINE void load_map(const Block& block, const Grid& g, const Maps& maps, int64_t map,
+VSS_DEVICE void load_map(const Block& block, const Grid& g, const Maps& maps, int64_t map,
                          float* plane) {
   clear_halos(block, g, 1, plane);
   with_type(maps.kind, maps.data, [&](const auto* data) {
@@ -69,7 +69,7 @@ VSS_INLINE void load_map(const Block& block, const Grid& g, const Maps& maps, in
   });
 }
 
-VSS_INLINE void store_map(const Block& block, const Grid& g, const Maps& maps, int64_t map,
+VSS_DEVICE void store_map(const Block& block, const Grid& g, const Maps& maps, int64_t map,
                           const float* plane) {
   with_type(maps.kind, maps.data, [&](auto* data) {
     auto* target = data + map * maps.map_stride;

@@ -10,12 +10,12 @@ struct CornerTap {
   int first, second;
   float weight;  // of the second
 
-  VSS_INLINE float weight_of(int index) const {
+  VSS_DEVICE float weight_of(int index) const {
     return (index == first ? 1.0f - weight : 0.0f) + (index == second ? weight : 0.0f);
   }
 };
 
-VSS_INLINE CornerTap corner_tap(int position, float scale, int size) {
+VSS_DEVICE CornerTap corner_tap(int position, float scale, int size) {
   const float source = position * scale;
   const int first = smaller(static_cast<int>(source), size - 1);
   return {first, smaller(first + 1, size - 1), source - static_cast<float>(first)};
@@ -26,7 +26,7 @@ VSS_INLINE CornerTap corner_tap(int position, float scale, int size) {
 struct FinePositions {
   int begin, end;
 
-  VSS_INLINE FinePositions(int index, float scale, int resized) : begin(0), end(resized) {
+  VSS_DEVICE FinePositions(int index, float scale, int resized) : begin(0), end(resized) {
     if (scale == 0.0f) return;
     const int first = static_cast<int>((index - 1) / scale) - 1;
     begin = first < 0 ? 0 : first;
@@ -35,7 +35,7 @@ struct FinePositions {
 };
 
 // Adds the upsampled coarse planes to the fine ones.
-VSS_INLINE void upsample(const Block& block, const Grid& coarse, const Grid& fine, int channels,
+VSS_DEVICE void upsample(const Block& block, const Grid& coarse, const Grid& fine, int channels,
                          const float* source, float* target) {
   block.for_each(channels * fine.tiles, [&](int64_t index) {
     const int c = static_cast<int>(index) / fine.tiles;
@@ -63,7 +63,7 @@ VSS_INLINE void upsample(const Block& block, const Grid& coarse, const Grid& fin
 
 // The adjoint of upsample: gathers the fine gradient per coarse position, first along columns of
 // the map into `workspace` (coarse height x fine pitch for each channel), then along its rows.
-VSS_INLINE void upsample_adjoint(const Block& block, const Grid& coarse, const Grid& fine,
+VSS_DEVICE void upsample_adjoint(const Block& block, const Grid& coarse, const Grid& fine,
                                  int channels, const float* source, float* workspace,
                                  float* target) {
   clear_halos(block, coarse, channels, target);

@@ -160,8 +160,9 @@ def _lock_when_free(lock: int) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = re.match(r"process (\d+) on (.+)", os.pread(lock, 200, 0).decode())
-            here = holder is not None and holder[2] == socket.gethostname()
-            if not here or Path(f"/proc/{holder[1]}").exists() or time.monotonic() > deadline:
+            if holder is None or holder[2] != socket.gethostname():
+                raise
+            if Path(f"/proc/{holder[1]}").exists() or time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
         else:
