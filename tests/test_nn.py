@@ -188,6 +188,21 @@ def test_bad_settings_are_named(build, message):
         build()
 
 
+def test_only_entries_that_several_places_look_at_are_gathered() -> None:
+    """The ring has an entry for each query and key: most of all entries, none in the inverse."""
+    attention = FocalAttention(16, 2)
+    side = attention.geometry.window
+    common = (2 * side - 1) ** 2 + sum(table.shape[1] for table in attention.pooled_bias)
+    assert attention.bias_places.shape == (common, side**2)
+    assert common < attention.around_bias[0, 0].numel()
+
+
+def test_attention_is_built_without_memory() -> None:
+    with torch.device("meta"):
+        attention = FocalAttention(16, 2)
+    assert attention.bias_places.shape == FocalAttention(16, 2).bias_places.shape
+
+
 def test_bias_tables_and_their_gradient_are_those_of_indexing() -> None:
     torch.manual_seed(0)
     attention = FocalAttention(16, 2).double()

@@ -62,30 +62,33 @@ class FocalAttention(nn.Module):
         )
         self.bias_index: Tensor
         self.bias_places: Tensor
-        index, entries = self._bias_index()
+        index, common_entries = self._bias_index()
+        self._ring = slice(side**2, side**2 + self.geometry.around_keys)
+        places = invert_index(index, common_entries, self._ring)
         self.register_buffer("bias_index", index, persistent=False)
-        self.register_buffer("bias_places", invert_index(index, entries), persistent=False)
+        self.register_buffer("bias_places", places, persistent=False)
 
     def _bias_index(self) -> tuple[Tensor, int]:
-        """The entry of each query and key in all tables side by side, and how many there are."""
+        """The entry of each query and key in all tables side by side, the ring's table last.
+
+        Also returns how many entries come before the ring's.
+        """
         side, ring = self.geometry.window, self.geometry.around_keys
         start = (2 * side - 1) ** 2
-        parts = [
-            relative_position_index(side, side),
-            start + torch.arange(side**2 * ring).view(side**2, ring),
-        ]
-        start += side**2 * ring
+        pooled = []
         for level in self.geometry.pooled:
-            parts.append(start + relative_position_index(side, level.kernel))
+            pooled.append(start + relative_position_index(side, level.kernel))
             start += (side + level.kernel - 1) ** 2
-        return torch.cat(parts, dim=1), start
+        around = start + torch.arange(side**2 * ring).view(side**2, ring)
+        return torch.cat([relative_position_index(side, side), around, *pooled], dim=1), start
 
     def bias(self) -> Tensor:
         """Returns the bias of every query and key of a window, (heads, window ** 2, L)."""
-        tables = [self.window_bias.T, self.around_bias[0].flatten(1)]
+        tables = [self.window_bias.T]
         for table in self.pooled_bias:  # one by one, as torch.compile traces it
             tables.append(table)
-        return look_up(torch.cat(tables, dim=1), self.bias_index, self.bias_places)
+        tables.append(self.around_bias[0].flatten(1))
+        return look_up(torch.cat(tables, dim=1), self.bias_index, self.bias_places, self._ring)
 
     def forward(self, target: Tensor, pooled: Sequence[Tensor]) -> Tensor:
         """Attends from every position of the target.
