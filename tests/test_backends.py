@@ -220,10 +220,22 @@ def test_a_gpu_that_the_build_does_not_fit_is_refused_with_the_reason(monkeypatc
     try:
         with FakeTensorMode():
             gpu_tensor = torch.empty(2, device="cuda")
+            monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
             reason = native.refuses(gpu_tensor)
     finally:
         native._find_gpu_problem.cache_clear()
     assert "built for compute capabilities 8.0;9.0, and this GPU has 7.5" in reason
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is of a machine without a GPU")
+def test_a_fake_gpu_tensor_is_taken_where_there_is_no_gpu_to_ask(monkeypatch):
+    monkeypatch.setattr(native, "_HAS_CUDA", True)
+    native._find_gpu_problem.cache_clear()
+    try:
+        with FakeTensorMode():
+            assert native.refuses(torch.empty(2, device="cuda")) is None
+    finally:
+        native._find_gpu_problem.cache_clear()
 
 
 def test_asking_for_the_gpu_leaves_a_graph_whole(monkeypatch):

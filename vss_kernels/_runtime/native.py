@@ -141,6 +141,8 @@ def _gpu_problem(index: int) -> str | None:
 def _find_gpu_problem(index: int) -> str | None:
     if not _HAS_CUDA:
         return "the native extension was built without CUDA"
+    if not torch.cuda.is_available():
+        return None  # a fake tensor, of a trace that is made without a GPU
     capability = torch.cuda.get_device_capability(index)
     arch_list = build_info()["cuda_arch_list"]
     if runs_on(capability, arch_list):
