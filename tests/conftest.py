@@ -49,6 +49,15 @@ def _same_random_numbers() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny data set, made anew for each test file."""
+    # Imported here: it needs packages that a machine for operators may lack.
+    from tests.support.tiny_training import make_dataset
+
+    return make_dataset(tmp_path_factory.mktemp("data") / "set")
+
+
 @pytest.fixture
 def float32_products(request: pytest.FixtureRequest) -> Iterator[None]:
     """Sets how float32 products round, and puts it back."""

@@ -12,13 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tests.support.tiny_runs import Crash, contents, train
-from tests.support.tiny_training import assert_same_state, make_dataset
+from tests.support.tiny_training import assert_same_state
 from vss_models.training import RunCheckpoints
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "set")
 
 
 class Scores(Callback):

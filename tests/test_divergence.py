@@ -10,15 +10,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from tests.support.tiny_training import make_data, make_dataset, make_module, run
+from tests.support.tiny_training import make_data, make_module, run
 from vss_models.training import RunCheckpoints
 
 NAN = float("nan")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "set")
 
 
 class SetNan(Callback):

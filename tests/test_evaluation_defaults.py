@@ -17,7 +17,6 @@ from tests.support.tiny_training import (
     NUM_CLASSES,
     OVERRIDES,
     make_data,
-    make_dataset,
     make_module,
     run,
 )
@@ -36,11 +35,6 @@ QUIET = [
     "--trainer.logger=false",
     "--trainer.accelerator=cpu",
 ]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "set")
 
 
 def trained_model(

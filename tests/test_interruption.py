@@ -20,7 +20,6 @@ from lightning.pytorch.callbacks import Callback
 from tests.support.tiny_training import (
     assert_same_state,
     make_data,
-    make_dataset,
     make_module,
     run,
 )
@@ -50,11 +49,6 @@ def fit(arguments):
 train.main = fit
 sys.exit(main(["fit", *sys.argv[1:]]))
 """
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "set")
 
 
 @pytest.fixture(scope="module")

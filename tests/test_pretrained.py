@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.tiny_training import NUM_CLASSES, OVERRIDES, make_dataset, make_module
+from tests.support.tiny_training import NUM_CLASSES, OVERRIDES, make_module
 from vss_models import VideoSegmentor, create_model
 from vss_models.checkpoints import (
     CheckpointError,
@@ -228,11 +228,6 @@ def test_own_files_hold_any_encoder(tmp_path: Path) -> None:
     save_released(trained("segformer_b0"), tmp_path / "mit.pth")
     with pytest.raises(TypeError, match=r"TimmBackbone.*file of this package"):
         load_backbone(model, tmp_path / "mit.pth")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "set")
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import torch
 from tests.support.tiny_training import (
     assert_same_state,
     make_data,
-    make_dataset,
     make_module,
     run,
 )
@@ -19,11 +18,6 @@ from vss_models.training import RunCheckpoints, VideoDataModule
 from vss_models.training.checkpoint_io import AtomicCheckpointIO
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "set")
 
 
 @pytest.fixture(scope="module")

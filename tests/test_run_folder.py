@@ -13,15 +13,9 @@ import torch
 from tests.support.tiny_runs import STEPS, Crash, contents, train
 from tests.support.tiny_training import (
     assert_same_state,
-    make_dataset,
 )
 from vss_models import CheckpointError, load_model
 from vss_models.training.run_folder import find_checkpoint, newest_intact
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "set")
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.tiny_runs import contents
-from tests.support.tiny_training import OVERRIDES, make_dataset
+from tests.support.tiny_training import OVERRIDES
 from vss_models.cli import main
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "set")
-
 
 SETTINGS = [
     "--config=mrcfa_synthetic",

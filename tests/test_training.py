@@ -21,7 +21,6 @@ from tests.support.tiny_training import (
     NUM_CLASSES,
     OVERRIDES,
     make_data,
-    make_dataset,
     make_module,
     run,
 )
@@ -41,11 +40,6 @@ from vss_models.training import (
 
 NAMES = ("mrcfa_b1", "cffm_b0", "segformer_b0")
 PUBLISHED = [-9, -6, -3]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "set")
 
 
 def random_model(name: str = "mrcfa_b1") -> VideoSegmentor:
