@@ -220,7 +220,7 @@ void run(const char* op, const Call& call) {
   const Program& program = call.program;
   const GpuLimits limits = gpu_limits();
   Launch launch = {.op = op, .blocks = call.maps};
-  const int64_t whole = arena_begin(program) + program.arena_floats;
+  const int64_t whole = program.scratch_floats() + program.arena_floats;
   if (shared_bytes<Block>(whole) <= limits.block_shared_bytes) {
     launch.scratch_floats = whole;
     launch.threads = threads_for(program, shared_bytes<Block>(whole), limits);
@@ -240,8 +240,9 @@ template <bool kBackward>
 void run(const char* op, const Call& call) {
   run_blocks({.op = op,
               .blocks = call.maps,
-              .scratch_floats = arena_begin(call.program) + call.program.arena_floats},
-             AggregateMaps<kBackward, true>{call.program, call.arguments});
+              .scratch_floats = call.program.scratch_floats(),
+              .workspace_floats = call.program.arena_floats},
+             AggregateMaps<kBackward, false>{call.program, call.arguments});
 }
 
 #endif

@@ -20,12 +20,6 @@ VSS_DEVICE void load_parameters(const Block& block, const Program& program,
   block.sync();
 }
 
-// Where the arena starts in scratch: on a CPU at a cache line.
-VSS_INLINE int64_t arena_begin(const Program& program) {
-  const int64_t floats = program.scratch_floats();
-  return kGpu ? floats : cdiv<int64_t>(floats, 16) * 16;
-}
-
 // Carries out all steps for one map. The actions of the backward program are compiled only where
 // they can occur.
 template <bool kBackward>
@@ -72,8 +66,8 @@ VSS_DEVICE void run_map(const Block& block, const Program& program, const Argume
   }
 }
 
-// Runs the program for one map after another. The arena lies behind the parameters in scratch, or,
-// where a GPU's shared memory is too small for it, in each worker's workspace.
+// Runs the program for one map after another. The arena is each worker's workspace, or, where a
+// GPU's shared memory is large enough, lies behind the parameters in scratch.
 template <bool kBackward, bool kArenaInScratch>
 struct AggregateMaps {
   Program program;
@@ -82,7 +76,7 @@ struct AggregateMaps {
   VSS_DEVICE void begin(const Block& block) const { load_parameters(block, program, arguments); }
 
   VSS_DEVICE void operator()(const Block& block, int64_t map) const {
-    float* arena = kArenaInScratch ? block.scratch() + arena_begin(program) : block.workspace();
+    float* arena = kArenaInScratch ? block.scratch() + program.scratch_floats() : block.workspace();
     run_map<kBackward>(block, program, arguments, arena, map);
   }
 };

@@ -76,6 +76,20 @@ VSS_DEVICE void convolve_tile(const Grid& g, const float* source, const Weights&
   }
 }
 
+// Calls f(row, channel, value) for every row within the grid of a tile's convolution.
+template <int kKernel, int kOut, typename F>
+VSS_DEVICE void for_convolved_rows(const Grid& g, const float* source, const Weights& w, Tile tile,
+                                   const F& f) {
+  Floats value[kRows][kOut];
+  convolve_tile<kKernel, kOut>(g, source, w, tile, value);
+  VSS_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    if (tile.y + r >= g.height) continue;
+    VSS_UNROLL
+    for (int o = 0; o < kOut; ++o) f(r, o, value[r][o]);
+  }
+}
+
 // Adds a tile's part of the weight gradient for one input channel and kOut output channels, whose
 // gradient's planes start at `gradient`. The gradient is zero beyond the grid.
 template <int kKernel, int kOut>
@@ -186,17 +200,11 @@ VSS_DEVICE void refine(const Block& block, const LayerTask& task, const float* s
   with_shape(layer.kernel, layer.out, [&]<int kKernel, int kOut>() {
     block_reduce<1>(block, g.tiles, task.scratch, [&](int index, auto& total) {
       const Tile tile = tile_at(g, index);
-      Floats value[kRows][kOut];
-      convolve_tile<kKernel, kOut>(g, source, weights, tile, value);
-      VSS_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        if (tile.y + r >= g.height) continue;
-        VSS_UNROLL
-        for (int o = 0; o < kOut; ++o) {
-          store_row(g, tile, r, target + o * g.channel, value[r][o]);
-          total[0] += value[r][o];
-        }
-      }
+      for_convolved_rows<kKernel, kOut>(g, source, weights, tile,
+                                        [&](int r, int o, Floats value) VSS_LAMBDA {
+                                          store_row(g, tile, r, target + o * g.channel, value);
+                                          total[0] += value;
+                                        });
     });
   });
   const float mean = task.scratch[0] / task.elements();
@@ -227,21 +235,19 @@ VSS_DEVICE void recompute(const Block& block, const LayerTask& task, const float
   const float rstd = task.statistics[1];
   clear_halos(block, g, layer.out, target);
   with_shape(layer.kernel, layer.out, [&]<int kKernel, int kOut>() {
+    float scale[kOut], shift[kOut];
+    VSS_UNROLL
+    for (int o = 0; o < kOut; ++o) {
+      scale[o] = rstd * task.parameters[layer.norm_weight() + o];
+      shift[o] = task.parameters[layer.norm_bias() + o];
+    }
     block.for_each(g.tiles, [&](int64_t index) {
       const Tile tile = tile_at(g, static_cast<int>(index));
-      Floats value[kRows][kOut];
-      convolve_tile<kKernel, kOut>(g, source, weights, tile, value);
-      VSS_UNROLL
-      for (int o = 0; o < kOut; ++o) {
-        const float scale = rstd * task.parameters[layer.norm_weight() + o];
-        const float shift = task.parameters[layer.norm_bias() + o];
-        VSS_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          if (tile.y + r >= g.height) continue;
-          value[r][o] = relu((value[r][o] - mean) * scale + shift);
-          store_row(g, tile, r, target + o * g.channel, value[r][o]);
-        }
-      }
+      for_convolved_rows<kKernel, kOut>(g, source, weights, tile,
+                                        [&](int r, int o, Floats value) VSS_LAMBDA {
+                                          value = relu((value - mean) * scale[o] + shift[o]);
+                                          store_row(g, tile, r, target + o * g.channel, value);
+                                        });
     });
   });
 }

@@ -19,23 +19,17 @@ VSS_DEVICE void norm_gradient(const Block& block, const LayerTask& task, const f
   with_shape(layer.kernel, layer.out, [&]<int kKernel, int kOut>() {
     block_reduce<2 * kOut>(block, g.tiles, task.scratch, [&](int index, auto& total) {
       const Tile tile = tile_at(g, index);
-      Floats value[kRows][kOut];
-      convolve_tile<kKernel, kOut>(g, source, weights, tile, value);
-      VSS_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        if (tile.y + r >= g.height) continue;
-        VSS_UNROLL
-        for (int o = 0; o < kOut; ++o) {
-          const int place = o * g.channel + g.origin + (tile.y + r) * g.pitch + tile.x;
-          const Floats normed = (value[r][o] - mean) * rstd;
-          store(workspace + place, normed);
-          const Floats upstream =
-              relu_gradient(normed * norm_weight[o] + norm_bias[o], load(gradient + place));
-          store(gradient + place, upstream);
-          total[2 * o] += upstream;
-          total[2 * o + 1] += upstream * normed;
-        }
-      }
+      for_convolved_rows<kKernel, kOut>(
+          g, source, weights, tile, [&](int r, int o, Floats value) VSS_LAMBDA {
+            const int place = o * g.channel + g.origin + (tile.y + r) * g.pitch + tile.x;
+            const Floats normed = (value - mean) * rstd;
+            store(workspace + place, normed);
+            const Floats upstream =
+                relu_gradient(normed * norm_weight[o] + norm_bias[o], load(gradient + place));
+            store(gradient + place, upstream);
+            total[2 * o] += upstream;
+            total[2 * o + 1] += upstream * normed;
+          });
     });
   });
   float mean_gradient = 0;    // of the normalised values
@@ -103,14 +97,10 @@ VSS_DEVICE void input_gradient(const Block& block, const LayerTask& task, const 
   with_shape(task.layer.kernel, task.layer.in, [&]<int kKernel, int kIn>() {
     block.for_each(g.tiles, [&](int64_t index) {
       const Tile tile = tile_at(g, static_cast<int>(index));
-      Floats value[kRows][kIn];
-      convolve_tile<kKernel, kIn>(g, gradient, weights, tile, value);
-      VSS_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        if (tile.y + r >= g.height) continue;
-        VSS_UNROLL
-        for (int c = 0; c < kIn; ++c) store_row(g, tile, r, target + c * g.channel, value[r][c]);
-      }
+      for_convolved_rows<kKernel, kIn>(g, gradient, weights, tile,
+                                       [&](int r, int c, Floats value) VSS_LAMBDA {
+                                         store_row(g, tile, r, target + c * g.channel, value);
+                                       });
     });
   });
 }

@@ -72,6 +72,23 @@ VSS_INLINE void for_channel_groups(const Block& block, int64_t number, int64_t c
   });
 }
 
+// The patch of one cell, and where it begins in the map.
+struct Patch {
+  int64_t cell_row, cell_column;
+  Range ys, xs;
+  int64_t corner;
+};
+
+VSS_INLINE Patch patch_of(const PoolGeometry& g, int64_t index) {
+  const int64_t cell_column = index % g.columns;
+  const int64_t cell_row = index / g.columns % g.rows;
+  const int64_t b = index / (g.columns * g.rows);
+  const Range ys = patch_range(g.vertical, cell_row, g.side);
+  const Range xs = patch_range(g.horizontal, cell_column, g.side);
+  const int64_t corner = b * g.x_batch + ys.begin * g.x_row + xs.begin * g.x_column;
+  return {cell_row, cell_column, ys, xs, corner};
+}
+
 // One cell of the result. Scratch: one float per pixel of the largest patch.
 template <typename T>
 struct PoolCell {
@@ -80,20 +97,18 @@ struct PoolCell {
   T* out;
 
   VSS_DEVICE void operator()(const Block& block, int64_t index) const {
-    const int64_t cell_column = index % g.columns;
-    const int64_t cell_row = index / g.columns % g.rows;
-    const int64_t b = index / (g.columns * g.rows);
-    const Range ys = patch_range(g.vertical, cell_row, g.side);
-    const Range xs = patch_range(g.horizontal, cell_column, g.side);
+    const Patch patch = patch_of(g, index);
+    const Range ys = patch.ys, xs = patch.xs;
+
+    const T* corner = x + patch.corner;
 
     float* coefficients = block.scratch();  // [ys, xs]
     block.for_each(ys.size() * xs.size(), [&](int64_t i) {
-      coefficients[i] = coefficient(g, weight, cell_row, cell_column, ys.begin + i / xs.size(),
-                                    xs.begin + i % xs.size());
+      coefficients[i] = coefficient(g, weight, patch.cell_row, patch.cell_column,
+                                    ys.begin + i / xs.size(), xs.begin + i % xs.size());
     });
     block.sync();
 
-    const T* corner = x + b * g.x_batch + ys.begin * g.x_row + xs.begin * g.x_column;
     for_channel_groups(block, 1, g.channels, [&](int64_t, int64_t first, int count) VSS_LAMBDA {
       Floats total = broadcast(static_cast<float>(*bias));
       for (int64_t r = 0; r < ys.size(); ++r) {
@@ -163,13 +178,10 @@ struct PoolWeightBackward {
   float* parts;
 
   VSS_DEVICE void operator()(const Block& block, int64_t index) const {
-    const int64_t cell_column = index % g.columns;
-    const int64_t cell_row = index / g.columns % g.rows;
-    const int64_t b = index / (g.columns * g.rows);
-    const Range ys = patch_range(g.vertical, cell_row, g.side);
-    const Range xs = patch_range(g.horizontal, cell_column, g.side);
+    const Patch patch = patch_of(g, index);
+    const Range ys = patch.ys, xs = patch.xs;
     const T* cell = grad + index * g.channels;
-    const T* corner = x + b * g.x_batch + ys.begin * g.x_row + xs.begin * g.x_column;
+    const T* corner = x + patch.corner;
 
     float* products = block.scratch();  // [ys, xs]: gradient . pixel
     block.for_each(ys.size() * xs.size(), [&](int64_t i) {
@@ -179,8 +191,8 @@ struct PoolWeightBackward {
 
     float* part = parts + index * (g.side * g.side + 1);
     block.for_each(g.side * g.side, [&](int64_t i) {
-      const Tap row = g.vertical.tap(cell_row * g.side + i / g.side);
-      const Tap column = g.horizontal.tap(cell_column * g.side + i % g.side);
+      const Tap row = g.vertical.tap(patch.cell_row * g.side + i / g.side);
+      const Tap column = g.horizontal.tap(patch.cell_column * g.side + i % g.side);
       const float* first = products + (row.first - ys.begin) * xs.size() - xs.begin;
       const float* second = products + (row.second - ys.begin) * xs.size() - xs.begin;
       const float upper =

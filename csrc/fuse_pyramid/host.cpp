@@ -72,23 +72,18 @@ PyramidInputs pyramid_inputs(at::TensorList levels, bool align_corners) {
   return in;
 }
 
-// Tiles of equal width, none wider than `limit` and all of whole lanes.
-int tile_size(int64_t size, int64_t limit) {
-  const int64_t tiles = cdiv(std::max<int64_t>(size, 1), limit);
-  return static_cast<int>(whole_lanes(cdiv(std::max<int64_t>(size, 1), tiles)));
-}
-
 // What a block takes. On a GPU a warp reads 32 neighbours, and a block has several items for each
 // thread.
 void set_tile(Pyramid& p, bool channels_adjacent) {
   if constexpr (kGpu) {
     constexpr int kWarp = 32;
     constexpr int64_t kItems = 4 * kThreads;
-    p.tile_columns = tile_size(p.columns, channels_adjacent ? kWarp : 512);
+    p.tile_columns =
+        static_cast<int>(tile_width(p.columns, channels_adjacent ? kWarp : 512, kLanes));
     p.tile_channels =
         channels_adjacent ? kWarp : static_cast<int>(std::max<int64_t>(kItems / p.tile_columns, 1));
   } else {
-    p.tile_columns = tile_size(p.columns, channels_adjacent ? 64 : 512);
+    p.tile_columns = static_cast<int>(tile_width(p.columns, channels_adjacent ? 64 : 512, kLanes));
     p.tile_channels = channels_adjacent ? 16 : 4;
   }
 }

@@ -1,8 +1,6 @@
 // Runs blocks on the CPU's threads.
 #pragma once
 
-#define VSS_DISPATCH_KEY CPU
-
 namespace vss::inline VSS_MACHINE {
 
 class Block {

@@ -3,8 +3,6 @@
 // graph.
 #pragma once
 
-#define VSS_DISPATCH_KEY CUDA
-
 namespace vss::inline VSS_MACHINE {
 
 class CudaThread {

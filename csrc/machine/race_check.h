@@ -7,8 +7,6 @@
 // in a mark, so that a write behind it does not go unseen.
 #pragma once
 
-#define VSS_DISPATCH_KEY CPU
-
 namespace vss::inline VSS_MACHINE {
 
 // What the threads of one block share.
