@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.tiny_training import NUM_CLASSES, OVERRIDES, make_module
+from vss_kernels.nn.resizing import resize
 from vss_models import VideoSegmentor, create_model
 from vss_models.checkpoints import (
     CheckpointError,
@@ -23,7 +24,6 @@ from vss_models.checkpoints import (
     save_released,
 )
 from vss_models.cli import main
-from vss_models.heads.segformer import resize
 
 OWN_CLASSES = 5
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vss_kernels.nn import FocalBlock
+from vss_kernels.nn.resizing import resize
 from vss_models.heads.segformer import (
     ClipLogits,
     FrameState,
     SegFormerHead,
-    resize,
     split_clips,
 )
 

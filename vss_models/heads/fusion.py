@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vss_kernels.nn.dense import fuse_projected, fused_weights
+from vss_kernels.nn.resizing import resize
 
 FUSION_MODES = ("projected", "concatenate")
 
@@ -79,7 +80,7 @@ class PyramidFusion(nn.Module):
         embedded = []
         for feature, linear in zip(features, self.level_projections, strict=True):
             level = linear(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            embedded.append(F.interpolate(level, size=size, mode="bilinear", align_corners=False))
+            embedded.append(resize(level, size))
         return self.mix(torch.cat(embedded[::-1], dim=1))
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from vss_kernels import attend_selected
 from vss_kernels.nn import AggregationLayers, RelationAffinity
+from vss_kernels.nn.resizing import resize
 from vss_models.heads.segformer import (
     ClipLogits,
     FrameState,
     SegFormerHead,
-    resize,
     split_clips,
 )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vss_models.heads.fusion import PyramidFusion
@@ -102,11 +101,6 @@ class SegFormerHead(nn.Module):
         if references:
             raise ValueError(f"a per-frame head takes no references, got {len(references)}")
         return self.classify(frame.fused)
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes (N, C, H, W) bilinearly, pixel centres aligned (align_corners=False)."""
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def split_clips(x: Tensor, num_clips: int) -> Tensor:
