@@ -9,6 +9,7 @@ import torch
 
 from tests.support.triton_launches import (
     assert_fit,
+    assert_rounded,
     compile_launch,
     record_launches,
     specialization,
@@ -93,3 +94,12 @@ def test_another_size_is_not_another_kernel():
         kernels.append({(launch.kernel.__name__, specialization(launch)) for launch in launches})
     assert {name for name, _ in kernels[0]} == KERNELS
     assert all(more <= kernels[0] for more in kernels)
+
+
+@pytest.mark.parametrize("float32_products", ["tf32"], indirect=True)
+@pytest.mark.usefixtures("float32_products")
+def test_products_in_tf32_are_of_rounded_numbers():
+    """Hopper's own conversion cuts bits off."""
+    launches = record_launches(MODULES, functools.partial(run_attention, torch.float32))
+    copies = {"widen_bias_kernel", "transposed_bias_kernel", "sum_parts_kernel"}
+    assert_rounded(launches, 90, KERNELS - copies)

@@ -11,6 +11,7 @@ import torch
 from tests.support.triton_launches import (
     Specialization,
     assert_fit,
+    assert_rounded,
     compile_launch,
     compiled_ptx,
     record_launches,
@@ -106,6 +107,16 @@ def test_parts_of_rows_are_loaded_in_vectors():
             ptx = compiled_ptx(launch, 90)
             assert "cp.async.cg.shared.global" in ptx
             assert "ld.global.b16" not in ptx
+
+
+@pytest.mark.parametrize("float32_products", ["tf32"], indirect=True)
+@pytest.mark.usefixtures("float32_products")
+def test_products_in_tf32_are_of_rounded_numbers():
+    """Hopper's own conversion cuts bits off."""
+    launches = record_launches(MODULES, functools.partial(run_relation, torch.float32))
+    without_products = {"score_kernel", "choose_kernel", "place_rows_kernel"}
+    exact = {"part_score_kernel"}  # a choice must not depend on how products round
+    assert_rounded(launches, 90, KERNELS - without_products - exact)
 
 
 @pytest.mark.slow

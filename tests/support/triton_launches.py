@@ -117,6 +117,26 @@ def compiled_ptx(launch: Launch, capability: int) -> str:
     return _compiled(launch, capability).asm["ptx"]
 
 
+def assert_rounded(launches: Iterable[Launch], capability: int, expected: set[str]) -> None:
+    """Asserts that kernels round what they multiply in TF32 to the nearest number.
+
+    Args:
+        launches: Launches of float32 tensors; of those of one kernel the first is looked at.
+        capability: As for :func:`compile_launch`.
+        expected: Names of the kernels that must multiply in TF32.
+    """
+    found = {}
+    for launch in launches:
+        if launch.arguments.get("PRECISION") == "tf32":
+            found.setdefault(launch.kernel.__name__, launch)
+    assert set(found) == expected
+    for name, launch in found.items():
+        ptx = compiled_ptx(launch, capability)
+        products = re.findall(r"(?:wgmma\.mma_async|mma)\.sync\.aligned\.\w+\S*tf32", ptx)
+        assert products, name
+        assert "cvt.rna.tf32.f32" in ptx, name
+
+
 def _compiled(launch: Launch, capability: int) -> Any:
     types, constants, divisible = specialization(launch)
     options = {

@@ -9,6 +9,7 @@ from vss_kernels._runtime.triton_tiles import (
     load_index,
     load_rows,
     load_tile,
+    multiply,
     offsets,
     store_tile,
 )
@@ -77,9 +78,7 @@ def attend_kernel(
             p_value, frame, load_index(p_index, frame, o_s, S), o_e, N, E
         )  # [BLOCK_S, BLOCK_E]
         total = total * scale + tl.sum(weight, axis=0)
-        sums = tl.dot(
-            tl.trans(weight.to(rows.dtype)), rows, sums * scale[:, None], input_precision=PRECISION
-        )
+        sums = multiply(tl.trans(weight.to(rows.dtype)), rows, sums * scale[:, None], PRECISION)
         largest = larger
     store_tile(p_out, frame, o_q, o_e, Q, E, sums / total[:, None])
     if tile_e == 0:
@@ -98,7 +97,7 @@ def probability_gradient(
         o_e = first + tl.arange(0, BLOCK_E)
         rows = load_rows(p_value, frame, token, o_e, N, E)  # [BLOCK_S, BLOCK_E]
         grad = load_tile(p_grad, frame, o_q, o_e, Q, E)  # [BLOCK_Q, BLOCK_E]
-        sums = tl.dot(rows, tl.trans(grad), sums, input_precision=PRECISION)
+        sums = multiply(rows, tl.trans(grad), sums, PRECISION)
     return sums
 
 
@@ -181,5 +180,5 @@ def value_row_gradient_kernel(
         o_q = first + tl.arange(0, BLOCK_Q)
         probability = load_probability(p_affinity, p_statistics, frame, o_s, o_q, S, Q)
         grad = load_tile(p_grad, frame, o_q, o_e, Q, E)  # [BLOCK_Q, BLOCK_E]
-        sums = tl.dot(probability.to(grad.dtype), grad, sums, input_precision=PRECISION)
+        sums = multiply(probability.to(grad.dtype), grad, sums, PRECISION)
     store_tile(p_parts, matrix.to(tl.int64), o_s, o_e, S, E, sums)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vss_kernels._runtime.triton_tiles import multiply
 from vss_kernels.focal_attention.triton_kernels import (
     bias_rows,
     exponential,
@@ -34,7 +35,7 @@ def load_statistics(p_statistics, b, head, window, windows, heads, o_p, P):
 @triton.jit
 def logit_gradient(probability, grad, value, delta, PRECISION: tl.constexpr):
     """Gradient of the logits, [P, L], from the softmax and the gradient of what it weighted."""
-    product = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+    product = multiply(grad, tl.trans(value), None, PRECISION)
     return probability * (product - delta[:, None])
 
 
@@ -94,7 +95,7 @@ def query_gradient_kernel(
         )  # fmt: skip
         probability = relative_weight(product, bias, largest[:, None]) * over_total[:, None]
         grad_logits = logit_gradient(probability, grad, value, delta, PRECISION)
-        grad_query = tl.dot(grad_logits.to(key.dtype), key, grad_query, input_precision=PRECISION)
+        grad_query = multiply(grad_logits.to(key.dtype), key, grad_query, PRECISION)
     store_rows(p_grad_query + here, own, heads * D, o_d, o_p < P, D, grad_query * scale)
 
 
@@ -283,12 +284,12 @@ def token_gradient_kernel(
         )
         p_bias = p_transposed_bias + (head * rows + row)[:, None] * row_length + o_p[None, :]
         bias = tl.load(p_bias, mask=(row >= 0)[:, None], other=float("-inf"))
-        product = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale
+        product = multiply(key, tl.trans(query), None, PRECISION) * scale
         probability = relative_weight(product, bias, largest[None, :]) * over_total[None, :]
-        grad_probability = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
+        grad_probability = multiply(value, tl.trans(grad), None, PRECISION)
         grad_logits = probability * (grad_probability - delta[None, :])
-        grad_value = tl.dot(probability.to(grad.dtype), grad, grad_value, input_precision=PRECISION)
-        grad_key = tl.dot(grad_logits.to(query.dtype), query, grad_key, input_precision=PRECISION)
+        grad_value = multiply(probability.to(grad.dtype), grad, grad_value, PRECISION)
+        grad_key = multiply(grad_logits.to(query.dtype), query, grad_key, PRECISION)
     grad_key *= scale
     if part < 0:
         p_result = p_grad_key_value + (b * N * 2 * heads + head) * D

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vss_kernels._runtime.triton_tiles import multiply
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 PADDING_LOGIT = tl.constexpr(-100.0)
 
@@ -91,7 +93,7 @@ def score_tile(
     key = load_rows(p_key, token, token_stride, o_d, token >= 0, D)
     value = load_rows(p_key + token_value, token, token_stride, o_d, token >= 0, D)
     bias = tl.load(p_bias + o_l[None, :]) + tl.where(token >= 0, 0.0, PADDING_LOGIT)[None, :]
-    product = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+    product = multiply(query, tl.trans(key), None, PRECISION) * scale
     return product, bias, key, value
 
 
@@ -153,9 +155,7 @@ def attend_kernel(
         weight = relative_weight(product, bias, larger[:, None])
         shrink = exponential(largest - larger)
         total = total * shrink + tl.sum(weight, axis=1)
-        attended = tl.dot(
-            weight.to(value.dtype), value, attended * shrink[:, None], input_precision=PRECISION
-        )
+        attended = multiply(weight.to(value.dtype), value, attended * shrink[:, None], PRECISION)
         largest = larger
 
     p_out += b * windows * P * heads * D + head * D

@@ -5,7 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vss_kernels._runtime.triton_tiles import load_index, load_rows, load_tile, offsets, store_tile
+from vss_kernels._runtime.triton_tiles import (
+    load_index,
+    load_rows,
+    load_tile,
+    multiply,
+    offsets,
+    store_tile,
+)
 
 
 @triton.jit(do_not_specialize=["S", "N", "R", "tiles_s", "tiles_q"])
@@ -38,7 +45,7 @@ def affinity_kernel(
         o_c = first + tl.arange(0, BLOCK_C)
         rows = load_rows(p_reference, frame, token, o_c, N, C)  # [BLOCK_S, BLOCK_C]
         target = load_tile(p_target, clip, o_q, o_c, Q, C)  # [BLOCK_Q, BLOCK_C]
-        sums = tl.dot(rows, tl.trans(target), sums, input_precision=PRECISION)
+        sums = multiply(rows, tl.trans(target), sums, PRECISION)
     store_tile(p_out, frame, o_s, o_q, S, Q, sums)
 
 
@@ -73,7 +80,7 @@ def target_gradient_kernel(
             token = load_index(p_index, frame, o_s, S)
             grad = load_tile(p_grad, frame, o_s, o_q, S, Q)  # [BLOCK_S, BLOCK_Q]
             rows = load_rows(p_reference, frame, token, o_c, N, C)  # [BLOCK_S, BLOCK_C]
-            sums = tl.dot(tl.trans(grad), rows, sums, input_precision=PRECISION)
+            sums = multiply(tl.trans(grad), rows, sums, PRECISION)
     store_tile(p_out, clip, o_q, o_c, Q, C, sums)
 
 
@@ -111,5 +118,5 @@ def row_gradient_kernel(
         o_q = first + tl.arange(0, BLOCK_Q)
         grad = load_tile(p_grad, frame, o_s, o_q, S, Q)  # [BLOCK_S, BLOCK_Q]
         target = load_tile(p_target, clip, o_q, o_c, Q, C)  # [BLOCK_Q, BLOCK_C]
-        sums = tl.dot(grad, target, sums, input_precision=PRECISION)
+        sums = multiply(grad, target, sums, PRECISION)
     store_tile(p_parts, matrix.to(tl.int64), o_s, o_c, S, C, sums)
