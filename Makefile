@@ -43,6 +43,7 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/wrap_markdown.py
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+	$(BIN)/python -m benchmarks.gpu_model.nvcc_check
 
 bench: install
 	$(BIN)/python -m pytest benchmarks/bench_*.py --results benchmarks/results/$(if $(shell command -v nvidia-smi),gpu,cpu).csv
