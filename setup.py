@@ -140,7 +140,9 @@ def extension_arguments(torch: object) -> dict[str, object]:
     if sanitize not in ("", *SANITIZE_FLAGS):
         raise SystemExit(f"VSS_KERNELS_SANITIZE must be address or thread, got {sanitize!r}")
     machines = machines_for(sanitize, cuda=toolkit is not None)
-    sources = ["csrc/library.cpp", *compilations(machines)]
+    # What is the same on every machine is compiled once: the schemas and the gradients' formulas.
+    once = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/autograd.cpp"))
+    sources = ["csrc/library.cpp", *once, *compilations(machines)]
     flags = [
         "-O3",
         "-g0",
@@ -168,7 +170,7 @@ def extension_arguments(torch: object) -> dict[str, object]:
         name="vss_kernels._C",
         sources=sources,
         include_dirs=[str(ROOT / "csrc")],
-        depends=[str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*/*.*")],
+        depends=[str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*")],
         extra_compile_args=compile_arguments,
         extra_link_args=link_flags,
         define_macros=[

@@ -1,6 +1,6 @@
 // The extension: every schema of the native operators, which of their implementations run on this
 // machine, and the Python module. Shapes, dtypes and meaning of the operators stand in the Python
-// function of the same name; fakes and autograd formulas in its op.py.
+// function of the same name; fakes in its op.py, its gradient in autograd.cpp.
 //
 // Each operator's host.cpp is compiled once for every machine (machine/target.h) and defines
 // vss::MACHINE::OPERATOR::implement(). Of the CPU's instruction sets one is chosen while the
@@ -138,14 +138,15 @@ TORCH_LIBRARY(vss_kernels, m) {
       "focal_attend_backward(Tensor grad, Tensor query, Tensor key_value, Tensor bias, Tensor "
       "table, "
       "Tensor statistics) -> (Tensor grad_query, Tensor grad_key_value, Tensor grad_bias)");
-  // `parameters` packs weight, bias, norm weight and norm bias of every layer; `layers` holds the
-  // lengths of the five chains, then (kernel, channels in, channels out) of every layer.
+  // `parameters` are weight, bias, norm weight and norm bias of every layer, or one vector that
+  // packs them all, as the backward operator takes them; `layers` holds the lengths of the five
+  // chains, then (kernel, channels in, channels out) of every layer.
   m.def(
-      "aggregate_affinity(Tensor coarse, Tensor middle, Tensor fine, Tensor parameters, "
-      "int[] layers) -> (Tensor, Tensor statistics)");
+      "aggregate_affinity(Tensor coarse, Tensor middle, Tensor fine, Tensor[] parameters, "
+      "int[] layers) -> (Tensor, Tensor statistics, Tensor packed)");
   m.def(
       "aggregate_affinity_backward(Tensor grad, Tensor coarse, Tensor middle, Tensor fine, "
-      "Tensor parameters, Tensor statistics, int[] layers, bool[4] needs) "
+      "Tensor packed, Tensor statistics, int[] layers, bool[4] needs) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "upsample_cross_entropy(Tensor logits, Tensor labels, Tensor? class_weights, "

@@ -114,12 +114,13 @@ def test_nan_stays_in_its_map(device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("chains", CHAINS)
 def test_gradients_do_not_depend_on_which_others_are_wanted(chains, device):
-    inputs = (*make_maps(2, 2, 3, device=device), make_parameters(CHAINS[chains], device=device))
+    maps = make_maps(2, 2, 3, device=device)
+    parameters = [make_parameters(CHAINS[chains], device=device)]
     operators = torch.ops.vss_kernels
     layers = numbers(CHAINS[chains])
-    refined, statistics = operators.aggregate_affinity(*inputs, layers)
+    refined, statistics, packed = operators.aggregate_affinity(*maps, parameters, layers)
     grad = torch.randn_like(refined)
-    arguments = (grad, *inputs, statistics, layers)
+    arguments = (grad, *maps, packed, statistics, layers)
     everything = operators.aggregate_affinity_backward(*arguments, [True] * 4)
     for choice in range(16):
         needs = [bool(choice >> position & 1) for position in range(4)]
@@ -171,7 +172,11 @@ def test_what_native_refuses_eager_takes(chains, reason):
     [
         ({"middle": torch.zeros(2, 3, 6)}, ValueError),
         ({"fine": torch.zeros(2, 8, 12).half()}, TypeError),
-        ({"parameters": torch.zeros(7)}, ValueError),
+        ({"parameters": [torch.zeros(7)]}, ValueError),
+        ({"parameters": []}, ValueError),
+        ({"parameters": [torch.zeros(9), torch.zeros(1).half()]}, TypeError),
+        ({"parameters": [torch.zeros(20), torch.zeros(90)]}, ValueError),  # no four a layer
+        ({"parameters": [torch.zeros(11), *[torch.zeros(1)] * 19]}, ValueError),
         ({"layers": [1, 1, 1]}, ValueError),  # no five chain lengths
         ({"layers": [1] * 5 + [2, 1, 1] * 5}, ValueError),  # an even kernel
         ({"layers": [1] * 5 + [1, 2, 1] * 5}, ValueError),  # channels that nobody makes
@@ -183,7 +188,7 @@ def test_a_direct_call_does_not_read_out_of_bounds(change, error):
         "coarse": coarse,
         "middle": middle,
         "fine": fine,
-        "parameters": make_parameters(PUBLISHED["b0"]),
+        "parameters": [make_parameters(PUBLISHED["b0"])],
         "layers": numbers(PUBLISHED["b0"]),
     }
     with pytest.raises(error, match="aggregate_affinity"):

@@ -2,6 +2,7 @@
 // kernel.h.
 #include "../machine/machine.h"
 
+#include "concatenate.h"
 #include "kernel.h"
 #include "plan.h"
 
@@ -247,15 +248,38 @@ void run(const char* op, const Call& call) {
 
 #endif
 
-std::tuple<at::Tensor, at::Tensor> aggregate(const at::Tensor& coarse, const at::Tensor& middle,
-                                             const at::Tensor& fine, const at::Tensor& parameters,
-                                             at::IntArrayRef layers) {
+// `parameters` is one packed vector, or the four tensors of every layer.
+void check_lengths(at::TensorList parameters, const Program& program) {
+  const char* op = "aggregate_affinity";
+  if (parameters.size() == 1) return;
+  TORCH_CHECK_VALUE(parameters.size() == static_cast<size_t>(kLayerTensors * program.layer_count),
+                    op, ": parameters must be one tensor or four for each of ", program.layer_count,
+                    " layers, got ", parameters.size());
+  for (int i = 0; i < program.layer_count; ++i) {
+    const Layer& layer = program.layers[i];
+    const int weights = layer.bias() - layer.parameters;
+    for (int part = 0; part < kLayerTensors; ++part) {
+      const int64_t have = parameters[kLayerTensors * i + part].numel();
+      const int64_t want = part == 0 ? weights : layer.out;
+      TORCH_CHECK_VALUE(have == want, op, ": tensor ", part, " of layer ", i, " must hold ", want,
+                        " values, got ", have);
+    }
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> aggregate(const at::Tensor& coarse,
+                                                         const at::Tensor& middle,
+                                                         const at::Tensor& fine,
+                                                         at::TensorList parameters,
+                                                         at::IntArrayRef layers) {
   const c10::DeviceGuard guard(coarse.device());
-  check_maps(coarse, middle, fine, parameters);
+  const at::Tensor packed = concatenate(parameters);
+  check_maps(coarse, middle, fine, packed);
   const ForwardCall call = forward_call(kernel_input(coarse), kernel_input(middle),
-                                        kernel_input(fine), kernel_input(parameters), layers);
+                                        kernel_input(fine), kernel_input(packed), layers);
+  check_lengths(parameters, call.program);
   run<false>("aggregate_affinity", call);
-  return {call.result.to(fine.scalar_type()), call.statistics};
+  return {call.result.to(fine.scalar_type()), call.statistics, packed};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> aggregate_backward(

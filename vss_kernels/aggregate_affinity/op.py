@@ -1,7 +1,7 @@
-"""aggregate_affinity as a registered operator: packing, fake, autograd, the backends' conditions.
+"""aggregate_affinity as a registered operator: fakes and the backends' conditions.
 
-The schemas stand in ``csrc/library.cpp``; the extension provides the CPU and CUDA kernels. They
-take all parameters as one packed vector, whose gradient autograd hands back to the single tensors.
+The schemas stand in ``csrc/library.cpp``; the extension provides the CPU and CUDA kernels and the
+gradient (``csrc/aggregate_affinity/autograd.cpp``).
 """
 
 from __future__ import annotations
@@ -13,56 +13,70 @@ from torch import Tensor
 
 from vss_kernels._runtime import native
 from vss_kernels._runtime.autocast import without_autocast
-from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
 from vss_kernels.aggregate_affinity import eager
+from vss_kernels.aggregate_affinity.layers import Sizes
 from vss_kernels.aggregate_affinity.weights import AggregationWeights
 
-_KERNELS = (1, 3, 5, 7)
+_KERNELS = frozenset((1, 3, 5, 7))
 _MAX_CHANNELS = 4
 _MAX_LAYERS = 24
 
 
 def _native_can_run(
-    coarse: Tensor, middle: Tensor, fine: Tensor, weights: AggregationWeights
+    coarse: Tensor,
+    middle: Tensor,
+    fine: Tensor,
+    weights: AggregationWeights,
+    parameters: list[Tensor],
+    sizes: Sizes,
 ) -> str | None:
-    layers = 0
-    for chain in weights:
-        layers += len(chain)
-        for layer in chain:
-            outgoing, incoming, kernel, _ = layer.weight.shape
-            if kernel not in _KERNELS:
-                return f"it convolves with kernels of 1, 3, 5 or 7, not of {kernel}"
-            if outgoing > _MAX_CHANNELS or incoming > _MAX_CHANNELS:
-                return (
-                    f"it takes layers of up to {_MAX_CHANNELS} channels, "
-                    f"not from {incoming} to {outgoing}"
-                )
+    layers = sum(sizes[:5])
+    if not _KERNELS.issuperset(sizes[5::3]) or max(*sizes[6::3], *sizes[7::3]) > _MAX_CHANNELS:
+        return _refused_layer(sizes)
     if layers > _MAX_LAYERS:
         return f"it takes up to {_MAX_LAYERS} layers, not {layers}"
-    return native.refuses(coarse) or native.refuses(weights.coarse[0].weight)
+    return native.refuses(coarse) or native.refuses(parameters[0])
+
+
+def _refused_layer(sizes: Sizes) -> str | None:
+    for kernel, incoming, outgoing in zip(sizes[5::3], sizes[6::3], sizes[7::3], strict=True):
+        if kernel not in _KERNELS:
+            return f"it convolves with kernels of 1, 3, 5 or 7, not of {kernel}"
+        if outgoing > _MAX_CHANNELS or incoming > _MAX_CHANNELS:
+            return (
+                f"it takes layers of up to {_MAX_CHANNELS} channels, "
+                f"not from {incoming} to {outgoing}"
+            )
+    return None
 
 
 def _run_native(
-    coarse: Tensor, middle: Tensor, fine: Tensor, weights: AggregationWeights
+    coarse: Tensor,
+    middle: Tensor,
+    fine: Tensor,
+    weights: AggregationWeights,
+    parameters: list[Tensor],
+    sizes: Sizes,
 ) -> Tensor:
-    layers = [len(chain) for chain in weights]
-    tensors: list[Tensor] = []
-    for chain in weights:
-        for weight, *vectors in chain:
-            outgoing, incoming, kernel, _ = weight.shape
-            layers += (kernel, incoming, outgoing)
-            tensors += (weight.reshape(-1), *vectors)
-    return torch.ops.vss_kernels.aggregate_affinity(
-        coarse, middle, fine, torch.cat(tensors), layers
+    return torch.ops.vss_kernels.aggregate_affinity.default(
+        coarse, middle, fine, parameters, sizes
     )[0]
 
 
+@without_autocast
+def _run_eager(
+    coarse: Tensor, middle: Tensor, fine: Tensor, weights: AggregationWeights, *_: Any
+) -> Tensor:
+    return eager.aggregate_affinity(coarse, middle, fine, weights)
+
+
 def _fake(
-    coarse: Tensor, middle: Tensor, fine: Tensor, parameters: Tensor, layers: list[int]
-) -> tuple[Tensor, Tensor]:
+    coarse: Tensor, middle: Tensor, fine: Tensor, parameters: list[Tensor], layers: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
     statistics = fine.new_empty((fine.shape[0], sum(layers[:5]), 2), dtype=torch.float32)
-    return fine.new_empty(fine.shape), statistics
+    packed = parameters[0].new_empty(sum(tensor.numel() for tensor in parameters))
+    return fine.new_empty(fine.shape), statistics, packed
 
 
 def _fake_backward(
@@ -70,7 +84,7 @@ def _fake_backward(
     coarse: Tensor,
     middle: Tensor,
     fine: Tensor,
-    parameters: Tensor,
+    packed: Tensor,
     statistics: Tensor,
     layers: list[int],
     needs: list[bool],
@@ -79,36 +93,17 @@ def _fake_backward(
         scale.new_empty(scale.shape if needed else (0, 0, 0))
         for scale, needed in zip((coarse, middle, fine), needs, strict=False)
     )
-    return (*maps, parameters.new_empty(parameters.shape))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.layers = inputs
-    _, statistics = output
-    ctx.mark_non_differentiable(statistics)
-    ctx.save_for_backward(*tensors, statistics)
-
-
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad[:4])
-    grads = torch.ops.vss_kernels.aggregate_affinity_backward(
-        grad, *ctx.saved_tensors, ctx.layers, needs
-    )
-    return (*(g if needed else None for g, needed in zip(grads, needs, strict=True)), None)
+    return (*maps, packed.new_empty(packed.shape))
 
 
 if native.problem() is None:
     torch.library.register_fake("vss_kernels::aggregate_affinity", _fake)
     torch.library.register_fake("vss_kernels::aggregate_affinity_backward", _fake_backward)
-    torch.library.register_autograd(
-        "vss_kernels::aggregate_affinity", _backward, setup_context=_setup_context
-    )
-    forbid_second_derivative("aggregate_affinity")
 
 operator = Operator(
     "aggregate_affinity",
     [
         Implementation("native", _run_native, _native_can_run, native.problem),
-        Implementation("eager", without_autocast(eager.aggregate_affinity), always, always),
+        Implementation("eager", _run_eager, always, always),
     ],
 )

@@ -1,17 +1,15 @@
-"""focal_pool as a registered operator: fake, autograd and the backends' conditions.
+"""focal_pool as a registered operator: fakes and the backends' conditions.
 
-The schemas stand in ``csrc/library.cpp``; the extension provides the CPU and CUDA kernels.
+The schemas stand in ``csrc/library.cpp``; the extension provides the CPU and CUDA kernels and the
+gradient (``csrc/focal_pool/autograd.cpp``).
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vss_kernels._runtime import native
-from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
 from vss_kernels.focal_pool import eager
 
@@ -36,25 +34,9 @@ def _fake_backward(
     return grad_x, weight.new_empty(weight.shape), weight.new_empty(())
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, _ = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:3])
-    grads = torch.ops.vss_kernels.focal_pool_backward(grad, x, weight, needs)
-    return (*(g if needed else None for g, needed in zip(grads, needs, strict=True)), None)
-
-
 if native.problem() is None:
     torch.library.register_fake("vss_kernels::focal_pool", _fake)
     torch.library.register_fake("vss_kernels::focal_pool_backward", _fake_backward)
-    torch.library.register_autograd(
-        "vss_kernels::focal_pool", _backward, setup_context=_setup_context
-    )
-    forbid_second_derivative("focal_pool")
 
 operator = Operator(
     "focal_pool",

@@ -1,20 +1,18 @@
-"""fuse_pyramid as a registered operator: fake, autograd and the backends' conditions.
+"""fuse_pyramid as a registered operator: fakes and the backends' conditions.
 
-The schema stands in
-``csrc/library.cpp``; the extension provides the CPU and CUDA kernels.
+The schemas stand in ``csrc/library.cpp``; the extension provides the CPU and CUDA kernels and the
+gradient (``csrc/fuse_pyramid/autograd.cpp``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vss_kernels._runtime import native
 from vss_kernels._runtime.autocast import without_autocast
-from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
 from vss_kernels.fuse_pyramid import eager
 
@@ -52,30 +50,9 @@ def _fake_backward(grad: Tensor, sizes: Sequence[int], align_corners: bool) -> l
     ]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Sequence[Tensor], bool], output: Tensor) -> None:
-    levels, ctx.align_corners = inputs
-    ctx.sizes = [tuple(level.shape[2:]) for level in levels]
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor | None], None]:
-    needs, _ = ctx.needs_input_grad
-    grads: list[Tensor | None] = [grad if needs[0] else None, *(None for _ in needs[1:])]
-    wanted = [position for position, needed in enumerate(needs) if needed and position > 0]
-    if wanted:
-        sizes = [size for position in wanted for size in ctx.sizes[position]]
-        gathered = torch.ops.vss_kernels.fuse_pyramid_backward(grad, sizes, ctx.align_corners)
-        for position, level_grad in zip(wanted, gathered, strict=True):
-            grads[position] = level_grad
-    return grads, None
-
-
 if native.problem() is None:
     torch.library.register_fake("vss_kernels::fuse_pyramid", _fake)
     torch.library.register_fake("vss_kernels::fuse_pyramid_backward", _fake_backward)
-    torch.library.register_autograd(
-        "vss_kernels::fuse_pyramid", _backward, setup_context=_setup_context
-    )
-    forbid_second_derivative("fuse_pyramid")
 
 operator = Operator(
     "fuse_pyramid",

@@ -1,6 +1,7 @@
-"""upsample_cross_entropy as a registered operator: fakes, autograd and backends.
+"""upsample_cross_entropy as a registered operator: fakes and backends.
 
-The schemas stand in ``csrc/library.cpp``; the extension provides the CPU and CUDA kernels.
+The schemas stand in ``csrc/library.cpp``; the extension provides the CPU and CUDA kernels and the
+gradient (``csrc/upsample_cross_entropy/autograd.cpp``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from vss_kernels._runtime import native
 from vss_kernels._runtime.autocast import without_autocast
-from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
 from vss_kernels.upsample_cross_entropy import eager
 
@@ -70,29 +70,9 @@ def _fake_backward(
     return logits.new_empty(logits.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: LossParts) -> None:
-    logits, labels, class_weights, ignore_index, _, *options = inputs
-    _, log_sums, scale = output
-    # Only the loss has a gradient; the other two results serve the backward pass.
-    ctx.mark_non_differentiable(log_sums, scale)
-    ctx.save_for_backward(scale, log_sums, logits, labels, class_weights)
-    ctx.options = (ignore_index, *options)
-
-
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    grad_logits = torch.ops.vss_kernels.upsample_cross_entropy_backward(
-        grad, *ctx.saved_tensors, *ctx.options
-    )
-    return grad_logits, None, None, None, None, None, None
-
-
 if native.problem() is None:
     torch.library.register_fake("vss_kernels::upsample_cross_entropy", _fake)
     torch.library.register_fake("vss_kernels::upsample_cross_entropy_backward", _fake_backward)
-    torch.library.register_autograd(
-        "vss_kernels::upsample_cross_entropy", _backward, setup_context=_setup_context
-    )
-    forbid_second_derivative("upsample_cross_entropy")
 
 operator = Operator(
     "upsample_cross_entropy",
