@@ -175,6 +175,8 @@ TORCH_LIBRARY_IMPL(vss_kernels, CUDA, library){VSS_EVERY_OPERATOR(VSS_IMPLEMENT,
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native operators of vss_kernels.";
+  // Counted up where a schema or what Python leaves to C++ changes; native.py has the same number.
+  m.attr("interface") = 2;
   m.def("build_info", &build_info,
         "Versions, CUDA architectures, flags and OpenMP of this build, and its instruction sets.");
 }

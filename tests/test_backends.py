@@ -182,6 +182,24 @@ def test_an_extension_of_older_sources_is_out_of_date_and_eager_still_works(tmp_
     assert out.endswith("4.0\n")
 
 
+def test_an_extension_of_another_interface_is_out_of_date(tmp_path):
+    registers_names_alone = tmp_path / "_C.py"
+    registers_names_alone.write_text(
+        "import torch\n"
+        "library = torch.library.Library('vss_kernels', 'FRAGMENT')\n"
+        f"for name in {native.OPERATORS!r}:\n"
+        "    library.define(name + '(Tensor x) -> Tensor')\n"
+        "interface = -1\n"
+    )
+    out = run_with_extension(
+        f"importlib.util.spec_from_file_location(name, {str(registers_names_alone)!r})"
+    )
+    assert (
+        f"its interface is number -1, and this Python code is for number {native.INTERFACE}" in out
+    )
+    assert out.endswith("4.0\n")
+
+
 def test_a_broken_extension_is_reported_as_broken_and_eager_still_works(tmp_path):
     library = tmp_path / "_C.so"
     library.write_bytes(b"\x7fELF and then nothing")

@@ -28,6 +28,9 @@ OPERATORS = (
 )
 """The operators that the extension must register, as in ``csrc/library.cpp``, without backwards."""
 
+INTERFACE = 2
+"""What this Python code expects of the extension, as in ``csrc/library.cpp``."""
+
 ISAS = ("baseline", "avx2", "avx512")
 """Instruction sets that CPU kernels are compiled for, slowest first (``VSS_KERNELS_ISA``)."""
 
@@ -61,6 +64,12 @@ def _load() -> tuple[ModuleType | None, str | None]:
     if lacking:
         return None, (
             f"the native extension is out of date: it lacks {', '.join(lacking)}; {_REBUILD}"
+        )
+    built = getattr(extension, "interface", 1)
+    if built != INTERFACE:
+        return None, (
+            f"the native extension is out of date: its interface is number {built}, and this "
+            f"Python code is for number {INTERFACE}; {_REBUILD}"
         )
     return extension, None
 
