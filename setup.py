@@ -151,6 +151,7 @@ def extension_arguments(torch: object) -> dict[str, object]:
         "-fvisibility=hidden",
         "-Wall",
         "-Wno-unknown-pragmas",
+        "-Wno-pass-failed",  # of clang, about loops whose length it cannot see
     ]
     link_flags = ["-fopenmp"]
     if sanitize:

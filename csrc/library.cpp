@@ -11,6 +11,9 @@
 #include <pybind11/stl.h>
 #include <torch/library.h>
 #include <torch/version.h>
+#if defined(VSS_HAS_AVX2) || defined(VSS_HAS_AVX512)
+#include <cpuid.h>
+#endif
 
 #include <cstdlib>
 #include <string>
@@ -62,6 +65,14 @@ struct InstructionSet {
     #name, runs_here, [](torch::Library& library) { VSS_EVERY_CPU_OPERATOR(VSS_IMPLEMENT, name) } \
   }
 
+#if defined(VSS_HAS_AVX2) || defined(VSS_HAS_AVX512)
+// Whether the CPU has F16C, a name that the question clang 14 answers does not know.
+bool converts_float16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 // What this build holds, the best last.
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = {
@@ -70,13 +81,13 @@ const std::vector<InstructionSet>& instruction_sets() {
 #endif
 #if defined(VSS_HAS_AVX2)
       VSS_INSTRUCTION_SET(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                                    __builtin_cpu_supports("f16c")),
+                                    converts_float16()),
 #endif
 #if defined(VSS_HAS_AVX512)
-      VSS_INSTRUCTION_SET(
-          avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("f16c")),
+      VSS_INSTRUCTION_SET(avx512, __builtin_cpu_supports("avx512f") &&
+                                      __builtin_cpu_supports("avx512bw") &&
+                                      __builtin_cpu_supports("avx512dq") &&
+                                      __builtin_cpu_supports("avx512vl") && converts_float16()),
 #endif
 #if defined(VSS_HAS_RACE_CHECK)
       {"race_check", true,
