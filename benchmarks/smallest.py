@@ -67,6 +67,11 @@ def _attend_selected() -> Case:
     return Case(vss_kernels.attend_selected, (affinity, value, _positions()))
 
 
+def _depthwise_gelu() -> Case:
+    inputs = torch.randn(1, 6, 7, CHANNELS), torch.randn(CHANNELS, 1, 3, 3), torch.randn(CHANNELS)
+    return Case(vss_kernels.depthwise_gelu, inputs)
+
+
 def _focal_pool() -> Case:
     inputs = torch.randn(1, 7, 14, 8), torch.randn(9), torch.randn(())
     return Case(lambda *tensors: vss_kernels.focal_pool(*tensors, (2, 4)), inputs)
@@ -112,6 +117,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "masked_affinity": _masked_affinity,
     "aggregate_affinity": _aggregate_affinity,
     "attend_selected": _attend_selected,
+    "depthwise_gelu": _depthwise_gelu,
     "focal_pool": _focal_pool,
     "focal_attention": _focal_attention,
     "fuse_pyramid": _fuse_pyramid,

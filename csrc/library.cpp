@@ -21,9 +21,9 @@
 #include <vector>
 
 // setup.py defines VSS_HAS_<MACHINE> for every machine that it compiles for.
-#define VSS_EVERY_OPERATOR(f, machine)                                           \
-  f(machine, aggregate_affinity) f(machine, focal_pool) f(machine, fuse_pyramid) \
-      f(machine, upsample_argmax) f(machine, upsample_cross_entropy)
+#define VSS_EVERY_OPERATOR(f, machine)                                             \
+  f(machine, aggregate_affinity) f(machine, depthwise_gelu) f(machine, focal_pool) \
+      f(machine, fuse_pyramid) f(machine, upsample_argmax) f(machine, upsample_cross_entropy)
 
 // On a GPU the others are written in Triton.
 #define VSS_EVERY_CPU_OPERATOR(f, machine) \
@@ -140,6 +140,10 @@ TORCH_LIBRARY(vss_kernels, m) {
   m.def("focal_pool(Tensor x, Tensor weight, Tensor bias, SymInt[] cells) -> Tensor");
   m.def(
       "focal_pool_backward(Tensor grad, Tensor x, Tensor weight, bool[3] needs) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def("depthwise_gelu(Tensor x, Tensor weight, Tensor bias) -> Tensor");
+  m.def(
+      "depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, bool[3] needs) "
       "-> (Tensor, Tensor, Tensor)");
   // What focal_attention runs on the CPU; the table lists each window's tokens, -1 for padding.
   m.def(

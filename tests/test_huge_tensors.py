@@ -13,6 +13,7 @@ from tests.support.aggregation_cases import PUBLISHED
 from tests.support.huge_tensors import MANY, on_a_large_gpu, random
 from vss_kernels import (
     aggregate_affinity,
+    depthwise_gelu,
     focal_pool,
     fuse_pyramid,
     upsample_argmax,
@@ -50,6 +51,12 @@ def test_aggregate_affinity():
     maps = MANY // (60 * 60) + 8
     inputs = [random(maps, side, side) for side in (15, 30, 60)]
     assert_last_as_if_alone(lambda *scales: aggregate_affinity(*scales, weights), inputs)
+
+
+def test_depthwise_gelu():
+    weight, bias = random(256, 1, 3, 3), random(256)
+    x = random(MANY // (480 * 480 * 256) + 3, 480, 480, 256)
+    assert_last_as_if_alone(lambda x: depthwise_gelu(x, weight, bias), [x])
 
 
 def test_focal_pool():

@@ -6,6 +6,7 @@ from vss_kernels._version import __version__
 from vss_kernels.add_layer_norm import add_layer_norm
 from vss_kernels.aggregate_affinity import AggregationWeights, ConvNormLayer, aggregate_affinity
 from vss_kernels.attend_selected import attend_selected
+from vss_kernels.depthwise_gelu import depthwise_gelu
 from vss_kernels.focal_attention import focal_attention
 from vss_kernels.focal_attention.geometry import FocalGeometry, PooledLevel
 from vss_kernels.focal_pool import focal_pool
@@ -30,6 +31,7 @@ __all__ = [
     "aggregate_affinity",
     "attend_selected",
     "backend",
+    "depthwise_gelu",
     "focal_attention",
     "focal_pool",
     "fuse_pyramid",

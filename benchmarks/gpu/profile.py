@@ -24,6 +24,7 @@ from benchmarks import (
     bench_add_layer_norm,
     bench_aggregate_affinity,
     bench_attend_selected,
+    bench_depthwise_gelu,
     bench_focal_attention,
     bench_focal_pool,
     bench_fuse_pyramid,
@@ -98,6 +99,12 @@ WORK: dict[str, Work] = {
         bench_upsample_cross_entropy.bench_upsample_cross_entropy, "native", dtype=torch.float32
     ),
     "upsample_argmax": _argmax,
+    "depthwise_gelu": _work(
+        bench_depthwise_gelu.bench_depthwise_gelu,
+        "native",
+        case=_first(bench_depthwise_gelu.CASES),
+        dtype=torch.float32,
+    ),
     "focal_pool": _work(
         bench_focal_pool.bench_focal_pool,
         "native",

@@ -39,6 +39,11 @@ def _make_arguments() -> dict[str, Arguments]:
             "value": torch.randn(2, 3, 10, 8),
             "index": index,
         },
+        "depthwise_gelu": {
+            "x": torch.randn(2, 6, 5, 4),
+            "weight": torch.randn(4, 1, 3, 3),
+            "bias": torch.randn(4),
+        },
         "focal_pool": {
             "x": torch.randn(2, 9, 7, 4),
             "weight": torch.randn(9),

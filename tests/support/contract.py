@@ -22,6 +22,7 @@ from vss_kernels import (
     add_layer_norm,
     aggregate_affinity,
     attend_selected,
+    depthwise_gelu,
     focal_attention,
     focal_pool,
     fuse_pyramid,
@@ -57,6 +58,11 @@ def _add_layer_norm(x, weight, bias, branch):
 def _add_layer_norm_arguments(*shape):
     vectors = torch.randn(shape[-1]), torch.randn(shape[-1])
     return torch.randn(shape), *vectors, torch.randn(shape)
+
+
+def _depthwise_gelu_arguments(batch, height, width, channels):
+    weight, bias = torch.randn(channels, 1, 3, 3), torch.randn(channels)
+    return torch.randn(batch, height, width, channels), weight, bias
 
 
 def _focal_pool_arguments(batch, height, width, channels, side, cells):
@@ -175,6 +181,14 @@ CONTRACT = {
         other_size=(3, 4, 7, 40), large_size=(2, 300, 64),
         cast_by_autocast=None,
         compiles_fused=False,
+    ),
+    "depthwise_gelu": Row(
+        "depthwise_gelu",
+        depthwise_gelu,
+        _depthwise_gelu_arguments,
+        size=(2, 5, 6, 19),
+        other_size=(3, 9, 8, 40), large_size=(2, 35, 70, 72),
+        cast_by_autocast=3,
     ),
     "focal_pool": Row(
         "focal_pool",

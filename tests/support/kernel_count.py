@@ -48,6 +48,7 @@ _KERNELS = {
     "masked_affinity_backward": 3,
     "attend_selected_backward": 4,
     "aggregate_affinity_backward": 2,
+    "depthwise_gelu_backward": 2,
     "focal_pool_backward": 3,
     "upsample_cross_entropy": 2,
 }

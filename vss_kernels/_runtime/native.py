@@ -20,6 +20,7 @@ import torch
 
 OPERATORS = (
     "aggregate_affinity",
+    "depthwise_gelu",
     "focal_attend",
     "focal_pool",
     "fuse_pyramid",
