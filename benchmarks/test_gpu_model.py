@@ -266,3 +266,10 @@ def test_a_kernel_is_compiled_and_read(tmp_path):
     assert result.instructions == len(path)
     assert result.microseconds is not None
     assert result.microseconds > 0
+
+    def microseconds(blocks: int) -> float:
+        whole = Part("scale", "FFMA", 256, blocks=blocks, up=None, trips=(1,))
+        return table.evaluate(whole, cubin, log).microseconds or 0.0
+
+    assert microseconds(1) == microseconds(132), "the busiest multiprocessor has one block"
+    assert microseconds(133) > microseconds(132), "and now two"

@@ -22,6 +22,8 @@ SIZES = [
     (2, 5, 6, 16, 2, (3, 5)),  # scaled up
     (1, 40, 50, 5, 2, (3, 4)),  # scaled down so far that pixels are skipped
     (1, 1, 1, 3, 7, (5, 4)),  # a single pixel
+    (1, 9, 10, 1200, 3, (2, 3)),  # more channels than a GPU's block has threads for
+    (1, 97, 90, 4, 2, (1, 1)),  # a patch that fills no GPU's shared memory
     (0, 4, 4, 3, 2, (2, 2)),  # an empty batch
 ]
 

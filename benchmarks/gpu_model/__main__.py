@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -78,12 +79,17 @@ def evaluate(part: Part, cubin: Path, log: str) -> Evaluation:
     shared = part.shared_bytes + resources.shared_bytes
     fits = occupancy(resources.registers, part.threads, shared)
     slots = [model_slot(x, part.conflict) for x in path]
-    result = simulate(slots, fits.warps_per_subpartition, l1_hit=part.l1_hit)
-    microseconds = None
+    warps, passes = fits.warps_per_subpartition, None  # of a sub-partition
+    if part.blocks is not None:
+        # The busiest multiprocessor decides, and a small launch fills none.
+        of_a_launch = math.ceil(part.blocks / MULTIPROCESSORS) * part.threads / 32 / SUBPARTITIONS
+        warps = min(warps, math.ceil(of_a_launch))
+        if part.up is None:
+            passes = of_a_launch  # a warp goes through its kernel once
     if part.units is not None:
-        passes = part.units / part.units_per_pass / 32  # of warps
-        cycles = passes * result.cycles_per_pass / (MULTIPROCESSORS * SUBPARTITIONS)
-        microseconds = cycles / CLOCK_GHZ / 1000
+        passes = part.units / part.units_per_pass / 32 / (MULTIPROCESSORS * SUBPARTITIONS)
+    result = simulate(slots, warps, l1_hit=part.l1_hit)
+    microseconds = None if passes is None else passes * result.cycles_per_pass / CLOCK_GHZ / 1000
     return Evaluation(
         resources.registers,
         resources.spilled_bytes,

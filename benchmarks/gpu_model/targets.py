@@ -26,6 +26,8 @@ class Part:
         threads: Of a block.
         units_per_pass: Results that a lane makes in a pass through the loop.
         units: Results of the whole launch; None where the time is not modelled.
+        blocks: Of the launch, where they may not fill the GPU. With the whole kernel as the loop
+            they give the time, and ``units`` is not needed.
         up: Loops further out than the innermost one; None for the whole kernel.
         trips: How often each inner loop runs, in the order of ``Loop.descendants``.
         path: Kinds of instruction; of the paths through the loop, one with the most of them is
@@ -40,6 +42,7 @@ class Part:
     threads: int
     units_per_pass: float = 1
     units: float | None = None
+    blocks: int | None = None
     up: int | None = 0
     trips: tuple[int, ...] = ()
     path: tuple[str, ...] = WORK
@@ -73,6 +76,9 @@ class Target:
 
 # Floats and bytes at 4.27 TB/s, the copy rate that was measured on an H200.
 PYRAMID_FORWARD_US, PYRAMID_BACKWARD_US = 64.0, 37.0
+
+# Scratch of gpu_kernel.h at 7x7 pixels a cell: parts, table and rows of a patch of at most 10x10.
+FOCAL_SHARED_BYTES = 4 * (32 + 256 * 4 + 2 * 10 * 10 + 10 * 7)
 
 _AGGREGATION = Part("AggregateMaps<false, true>", "FFMA", threads=256)
 _AGGREGATION_BACKWARD = Part("AggregateMaps<true, true>", "FFMA", threads=256)
@@ -154,12 +160,13 @@ TARGETS = (
         "pixel and class",
         (
             Part(
-                "ArgmaxTile<false, float>",
+                "GpuArgmaxTile<false, float, 2>",
                 "LDG",
-                threads=192,
-                units_per_pass=4,
+                threads=96,
+                # 4 classes of 4 rows; 853 of 864 columns and 480 of 484 rows.
+                units_per_pass=16 * 853 / 864 * 480 / 484,
                 units=ARGMAX_UNITS,
-                path=("LDG",),
+                blocks=121 * 9,
             ),
         ),
         instructions=12,
@@ -181,16 +188,53 @@ TARGETS = (
         microseconds=2.5 * PYRAMID_BACKWARD_US,
         note=_NO_TIME,
     ),
+    # The level of 7x7 pixels a cell, which takes longest: 49 pixels of 256 channels for each of 162
+    # cells; 504 strips of 16 pixels. Paths are those of the busiest warp.
     Target(
         "focal_pool, a level of 480x480, both",
         "focal_pool",
-        "pass of the largest loop",
+        "warp",
         (
-            Part("PoolCell<float>", "LDG", threads=256),
-            Part("PoolStripBackward<float>", "LDG", threads=256),
-            Part("PoolWeightBackward<float>", "LDG", threads=256),
+            Part(
+                "GpuPoolCell<float, 4>",
+                "LDG",
+                threads=256,
+                blocks=162,
+                up=None,
+                trips=(1, 1, 1, 1, 1, 1, 4, 1, 1, 0),
+                shared_bytes=FOCAL_SHARED_BYTES,
+                l1_hit=0.0,
+            ),
+            Part(
+                "GpuPoolBackward<float, 4>",
+                "SHFL",
+                threads=256,
+                blocks=162,
+                up=None,
+                trips=(1, *(0,) * 11, 2, 1, 1, 2, 0, 1),
+                shared_bytes=FOCAL_SHARED_BYTES,
+                l1_hit=0.0,
+            ),
+            Part(
+                "GpuPoolBackward<float, 4>",
+                "STG",
+                threads=256,
+                blocks=504,
+                up=None,
+                trips=(1, 1, 1, 1, 1, 1, 1, 1, 1, 4, 1, 1, *(0,) * 6),
+                shared_bytes=FOCAL_SHARED_BYTES,
+                l1_hit=0.0,
+            ),
+            Part(
+                "GpuPoolSums<float>",
+                "LDG",
+                threads=256,
+                blocks=50,
+                up=None,
+                trips=(1, 1, 2, 0),
+                l1_hit=0.0,
+            ),
         ),
         microseconds=25,
-        note=_NO_TIME,
     ),
 )

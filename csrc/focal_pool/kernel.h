@@ -16,6 +16,8 @@
 
 namespace vss::inline VSS_MACHINE::focal_pool {
 
+constexpr int kPoolThreads = 256;  // the most of a GPU's block
+
 struct PoolGeometry {
   int64_t batch, channels;
   int64_t rows, columns;  // of cells
