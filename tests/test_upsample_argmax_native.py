@@ -69,6 +69,46 @@ def test_argmax_in_steps_close_to_one(align_corners):
     assert_same_but_for_rounding(logits, (1002, 3), (1001, 2), align_corners)
 
 
+# (classes, (h, w), through, (H, W), align_corners): sizes that the GPU's kernel takes, where output
+# rows and columns read few neighbours, and its borders.
+FEW_NEIGHBOURS = [
+    (9, (6, 7), None, (24, 28), False),  # four rows between two source rows
+    (6, (6, 27), (24, 108), (24, 107), False),  # columns resized twice, to 853 say
+    (7, (12, 16), (48, 64), (72, 96), False),  # both resized twice
+    (5, (5, 4), None, (15, 200), False),  # several blocks
+    (5, (7, 9), None, (12, 14), False),
+    (300, (4, 3), None, (16, 12), False),  # more classes than a byte holds, and as few columns
+    (2, (2, 3), None, (8, 9), False),  # as few rows
+    (3, (1, 5), None, (4, 20), False),  # fewer
+    (6, (4, 5), None, (16, 20), True),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("case", FEW_NEIGHBOURS, ids=str)
+def test_argmax_of_few_neighbours(case, dtype, device):
+    classes, small, through, large, align_corners = case
+    logits = (3 * torch.randn(2, classes, *small)).to(device, dtype)
+    assert_same_but_for_rounding(logits, large, through, align_corners)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [(16, 20), (8, 30)], ids=str)
+def test_infinities_and_nan_win_as_in_torch(size, device):
+    logits = torch.randn(2, 6, 4, 5)
+    drawn = torch.rand(logits.shape)
+    logits[drawn < 0.1] = -torch.inf
+    logits[drawn > 0.98] = torch.inf
+    logits[0, 3, 1, 2] = torch.nan
+    logits[1, :5] = -torch.inf  # all but one class ruled out
+    logits[1, 5] = 1.0
+    # Twice and four times: no weight is rounded, so that zeros meet infinities in the same places.
+    expected = torch.nn.functional.interpolate(logits, size, mode="bilinear").argmax(1)
+    classes = upsample_argmax(logits.to(device), size)
+    assert torch.equal(classes.cpu().long(), expected)
+
+
 def test_ties_many_classes_and_nan():
     logits = torch.tensor([0.0, 3.0, 3.0, 3.0]).reshape(1, 4, 1, 1).expand(2, 4, 3, 3)
     assert (upsample_argmax(logits, (6, 5)) == 1).all()
