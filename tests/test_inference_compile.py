@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from tests.support.recorded_calls import RecordedCalls
-from tests.support.tiny_streaming import TRANSFORM, kept_bytes, tiny_model, video
-from vss_models.inference.compile import FrameProgram
-from vss_models.inference.export import state_tensors
+from tests.support.tiny_streaming import TRANSFORM, kept_bytes, rings, tiny_model, video
+from vss_models.inference.frame_program import FrameProgram
 from vss_models.inference.graphs import MOST_SIZES
 from vss_models.inference.streaming import StreamingSegmenter
 
@@ -17,8 +15,8 @@ NAMES = ["mrcfa_b0", "cffm_b0"]
 
 
 def tensors(stream: StreamingSegmenter) -> list[torch.Tensor]:
-    """What was kept of the latest frame."""
-    return list(state_tensors(stream._history[-1]).values())
+    """What was kept of all frames."""
+    return [buffer for ring in rings(stream) for buffer in ring.buffers]
 
 
 @pytest.fixture(autouse=True)
@@ -75,37 +73,17 @@ def test_bfloat16_is_the_clip_path_in_bfloat16(name: str) -> None:
 def test_further_sizes_run_uncompiled_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     """The ninth size of PyTorch's eight used to end in an error."""
     model = tiny_model("segformer_b0")
-    program, plain = FrameProgram(model, compile="eager"), FrameProgram(model)
-    with torch.no_grad():
-        for width in range(32, 32 * (MOST_SIZES + 3), 32):
-            images = torch.randn(1, 3, 32, width)
-            assert torch.equal(program(images, [])[0], plain(images, [])[0])
+    program = FrameProgram(model, TRANSFORM, 0, compile="eager")
+    plain = FrameProgram(model, TRANSFORM, 0)
+    for width in range(32, 32 * (MOST_SIZES + 3), 32):
+        images = torch.randn(1, 3, 32, width)
+        assert torch.equal(program(images, [0]), plain(images, [0]))
     (record,) = (r for r in caplog.records if r.name == "vss_models")
     assert f"more than {MOST_SIZES} sizes" in record.getMessage()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_recorded_calls_do_not_overwrite_what_is_kept(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU, where a replay writes to the addresses of the one before, but for the GPU."""
-    model = tiny_model(name)
-    plain = StreamingSegmenter(model, transform=TRANSFORM)
-    fast = StreamingSegmenter(model, transform=TRANSFORM, compile="eager")
-    captures = []
-    for sized in (fast._program._alone, fast._program._related):
-        assert sized is not None
-        sized.capture = RecordedCalls()
-        captures.append(sized.capture)
-    monkeypatch.setattr(fast._program, "replays", True)
-    for frame in video(20, 48, 85):
-        assert torch.equal(fast.step(frame), plain.step(frame))
-    assert [capture.recorded for capture in captures] == [1, 1]
-    assert captures[1].replayed > 10
-
-
 def test_automatic_compilation_is_for_gpus() -> None:
-    program = FrameProgram(tiny_model("mrcfa_b0"), compile="auto")
+    program = FrameProgram(tiny_model("mrcfa_b0"), TRANSFORM, 9, compile="auto")
     assert not program.is_compiled
     assert not program.replays
 
@@ -115,9 +93,9 @@ def test_bad_settings_are_named() -> None:
     with pytest.raises(ValueError, match=r"precision must be one of .*, got 'float16'"):
         StreamingSegmenter(model, precision="float16")
     with pytest.raises(ValueError, match=r"compile must be None.*inductor.*, got 'fast'"):
-        FrameProgram(model, compile="fast")
+        FrameProgram(model, TRANSFORM, 9, compile="fast")
     with pytest.raises(ValueError, match="needs the model on a CUDA device"):
-        FrameProgram(model, compile="cuda-graph")
+        FrameProgram(model, TRANSFORM, 9, compile="cuda-graph")
 
 
 @pytest.mark.gpu

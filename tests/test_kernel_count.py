@@ -1,4 +1,4 @@
-"""How many kernels a training step launches on a GPU in bfloat16, by tracing: the budget of one."""
+"""How many kernels a training step and a frame of a video launch on a GPU, by tracing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from tests.support.kernel_count import KernelCounter, traced
+from tests.support.recorded_calls import RecordedCalls
 from vss_models import ClipLoss, create_model
+from vss_models.data import EvaluationTransform
+from vss_models.inference.frame_program import FrameProgram, LabelSize
 from vss_models.training.step import TrainingStep
 
 
@@ -28,6 +31,31 @@ def step_kernels(name: str) -> KernelCounter:
 def test_a_training_step_launches_few_kernels(name: str, most: int) -> None:
     counter = step_kernels(name)
     assert counter.kernels["vss_kernels.add_layer_norm.default"] > 0  # the GPU's operators ran
+    assert counter.total <= most, counter.kernels.most_common()
+
+
+def frame_kernels(name: str, precision: str) -> KernelCounter:
+    """Counts the kernels of one recorded frame, 480x853, from its bytes to its labels."""
+    with traced(half=False) as counter:
+        model = create_model(name, 124).eval()
+        program = FrameProgram(model, EvaluationTransform(), 9, precision, capture=RecordedCalls())
+        size = LabelSize((480, 853), (480, 864))
+        program(torch.empty(1, 480, 853, 3, dtype=torch.uint8), [0], size)  # makes the ring
+        counter.kernels.clear()
+        video = program._video
+        assert video.upload is not None
+        with torch.no_grad(), program.autocast():
+            program._run_related(video, size, video.upload.frames, video.upload.places)
+    return counter
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "most"), [("mrcfa_b1", 180), ("cffm_b1", 190)])
+def test_a_frame_of_a_video_launches_few_kernels(name: str, most: int, precision: str) -> None:
+    counter = frame_kernels(name, precision)
+    assert counter.kernels["vss_kernels.add_layer_norm.default"] > 0  # the GPU's operators ran
+    assert counter.kernels["vss_kernels.upsample_argmax.default"] == 1
+    assert counter.kernels["index_copy_.default"] > 0
     assert counter.total <= most, counter.kernels.most_common()
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from tests.support.recorded_calls import FailingCapture, RecordedCalls
 from tests.support.tiny_training import NUM_CLASSES, make_module, without_dropout
+from vss_models.narrowing import narrowed_parameters
 from vss_models.training import SegmentationModule
 from vss_models.training.optim import OptimizerSettings, build_optimizer
-from vss_models.training.step import TrainingStep, chosen_execution, narrowed_parameters
+from vss_models.training.step import TrainingStep, chosen_execution
 
 NAMES = ["mrcfa_b0", "cffm_b0", "segformer_b0"]
 

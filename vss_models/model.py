@@ -18,7 +18,7 @@ LONGEST_NAME = 500
 """Letters of a class name: more than any has, and few enough to draw."""
 LONGEST_SIDE = 65_535
 PRECISIONS = ("float32", "bfloat16")
-"""What a network computes in; see :class:`vss_models.inference.compile.FrameProgram`."""
+"""What a network computes in; see :class:`vss_models.inference.frame_program.FrameProgram`."""
 
 
 @dataclass(frozen=True)

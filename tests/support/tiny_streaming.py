@@ -9,6 +9,7 @@ import torch
 
 from vss_models import VideoSegmentor, create_model
 from vss_models.data import EvaluationTransform
+from vss_models.inference.frame_ring import FrameRing
 from vss_models.inference.streaming import StreamingSegmenter
 
 SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 1, 1, 1), "embed_dim": 32}
@@ -36,17 +37,16 @@ def video(length: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.stack([large[:height, 5 * t : 5 * t + width] for t in range(length)])
 
 
+def rings(stream: StreamingSegmenter) -> list[FrameRing]:
+    """What is kept of the frames of each shape that there were."""
+    return [video.ring for video in stream._program._videos.values() if video.ring is not None]
+
+
 def kept_bytes(stream: StreamingSegmenter) -> int:
-    """Bytes of the storages that the history keeps alive, whole storages even for views."""
-    storages = {}
-
-    def visit(entry: Any) -> None:
-        if isinstance(entry, torch.Tensor):
-            storages[entry.untyped_storage().data_ptr()] = entry.untyped_storage().nbytes()
-        elif isinstance(entry, tuple):
-            for part in entry:
-                visit(part)
-
-    for entry in stream._history:
-        visit(entry)
+    """Bytes of the storages that are kept of frames, whole storages even for views."""
+    storages = {
+        buffer.untyped_storage().data_ptr(): buffer.untyped_storage().nbytes()
+        for ring in rings(stream)
+        for buffer in ring.buffers
+    }
     return sum(storages.values())

@@ -32,6 +32,10 @@ class FocalAttention(nn.Module):
         num_heads: Number of heads; divides ``dim``.
         geometry: Which keys a window sees; ``None`` for CFFM's.
 
+    Attributes:
+        prepared_bias: A list with the result of :meth:`bias` to use, or ``None`` to look the biases
+            up in every call.
+
     Raises:
         ValueError: ``num_heads`` does not divide ``dim``.
 
@@ -67,6 +71,7 @@ class FocalAttention(nn.Module):
         places = invert_index(index, common_entries, self._ring)
         self.register_buffer("bias_index", index, persistent=False)
         self.register_buffer("bias_places", places, persistent=False)
+        self.prepared_bias: list[Tensor] | None = None
 
     def _bias_index(self) -> tuple[Tensor, int]:
         """The entry of each query and key in all tables side by side, the ring's table last.
@@ -108,9 +113,9 @@ class FocalAttention(nn.Module):
                 f"FocalAttention: pooled must have {self.geometry.pooled_cells(windows)} cells for "
                 f"a target of {height} x {width} positions, got {sizes}"
             )
-        return self.proj(
-            attend_maps(target, pooled, self.qkv, self.bias(), self.num_heads, self.geometry)
-        )
+        bias = self.bias() if self.prepared_bias is None else self.prepared_bias[0]
+        attended = attend_maps(target, pooled, self.qkv, bias, self.num_heads, self.geometry)
+        return self.proj(attended)
 
 
 def assemble_bias(

@@ -29,7 +29,7 @@ from vss_models.data import (
     vspw_classes,
 )
 from vss_models.data.classes import generated_colours
-from vss_models.inference.compile import AUTOMATIC, CUDA_GRAPH, PRECISIONS
+from vss_models.inference.compile import AUTOMATIC, CUDA_GRAPH
 from vss_models.inference.streaming import StreamingSegmenter
 from vss_models.inference.video_to_files import (
     FIRST_LABELS,
@@ -40,7 +40,7 @@ from vss_models.inference.video_to_files import (
     output_files,
     segment_video,
 )
-from vss_models.model import VideoSegmentor
+from vss_models.model import PRECISIONS, VideoSegmentor
 from vss_models.video import FrameSource, LiveSource, VideoError, exact_rate, open_video
 
 DESCRIPTION = """\

@@ -174,16 +174,15 @@ class EvaluationTransform:
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Size (height, width) that a frame of `size` comes out with: 480x853 gives 480x864."""
-        height, width = (
-            -(-edge // self.divisor) * self.divisor for edge in self._fitted_size(size)
-        )
+        height, width = (-(-edge // self.divisor) * self.divisor for edge in self.fitted_size(size))
         return height, width
 
     def __call__(self, clip: torch.Tensor) -> torch.Tensor:
         """Resizes and normalises: (..., 3, H, W) uint8 to (..., 3, h, w) float32."""
         size = (clip.shape[-2], clip.shape[-1])
-        resized = _resize(_resize(clip, self._fitted_size(size)), self.output_size(size))
+        resized = _resize(_resize(clip, self.fitted_size(size)), self.output_size(size))
         return normalise(F.to_dtype(resized, torch.float32, scale=True))
 
-    def _fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Size (height, width) that a frame of `size` has between the two resizes."""
         return size if self.scale is None else keep_ratio_size(size, *self.scale)

@@ -113,8 +113,14 @@ class CFFMHead(SegFormerHead):
             raise ValueError(
                 f"references must hold {self.num_references} frames, got {len(references)}"
             )
-        target, *earlier = (_channels_last(state) for state in (frame.reference, *references))
-        return self._decode(frame.target, target, torch.stack(earlier, 1), frame.fused.shape[-2:])
+        stacked = torch.stack([_channels_last(state) for state in references], 1)
+        return self.decode_stacked(frame, stacked.permute(0, 1, 4, 2, 3))
+
+    def decode_stacked(self, frame: FrameState, references: Tensor) -> Tensor:
+        """See `SegFormerHead.decode_stacked`."""
+        target = _channels_last(frame.reference)
+        rows = references.permute(0, 1, 3, 4, 2).contiguous()
+        return self._decode(frame.target, target, rows, frame.fused.shape[-2:])
 
     def _decode(
         self, target: Tensor, refined: Tensor, references: Tensor, size: Sequence[int]

@@ -29,6 +29,10 @@ class PyramidFusion(nn.Module):
         embed_dim: Channels E of the fused map.
         mode: "projected" or "concatenate".
 
+    Attributes:
+        prepared: What the mode "projected" computes from the weights alone in evaluation: the
+            matrix (E, C_i) of each level and the bias (E,). None computes it in every call.
+
     Raises:
         ValueError: If the mode is neither.
     """
@@ -46,27 +50,36 @@ class PyramidFusion(nn.Module):
         # programs, apart from the bias tables and poolings of focal blocks.
         nn.init.kaiming_normal_(self.mix.weight, mode="fan_out", nonlinearity="relu")
         self.norm = nn.BatchNorm2d(embed_dim, eps=1e-5)
+        self.prepared: list[Tensor] | None = None
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Fuses the levels (N, C_i, H_i, W_i), largest first, into (N, E, H_1, W_1)."""
         if self.mode == "concatenate":
             return F.relu(self.norm(self._concatenate(features)))
         if self.norm.training:
-            return F.relu(self.norm(self._project(features, fold_norm=False)))
+            weights, bias = self.level_weights(fold_norm=False)
+            return F.relu(self.norm(fuse_projected(features, weights, bias)))
+        if self.prepared is None:
+            weights, bias = self.level_weights(fold_norm=True)
+        else:
+            *weights, bias = self.prepared
         # In place, as nothing else refers to the sum: at 1/4 a second map costs more than the ReLU.
-        return F.relu(self._project(features, fold_norm=True), inplace=True)
+        return F.relu(fuse_projected(features, weights, bias), inplace=True)
 
-    def _project(self, features: Sequence[Tensor], fold_norm: bool) -> Tensor:
-        weights, bias = self._level_weights(features[0].device.type, fold_norm)
-        return fuse_projected(features, weights, bias)
+    def level_weights(self, fold_norm: bool) -> tuple[list[Tensor], Tensor]:
+        """Multiplies the mixing matrix with the matrix of each level.
 
-    def _level_weights(self, device_type: str, fold_norm: bool) -> tuple[list[Tensor], Tensor]:
-        """Products of the mixing matrix with each level's matrix (E, C_i), and the bias (E,)."""
+        Args:
+            fold_norm: Whether to multiply the norm in, as it is in evaluation.
+
+        Returns:
+            The products (E, C_i) and the bias (E,), in the parameters' dtype also under autocast.
+        """
         # The concatenation starts with the smallest level.
         mixers = list(reversed(self.mix.weight.flatten(1).chunk(len(self.level_projections), 1)))
         linears = [cast(nn.Linear, linear) for linear in self.level_projections]
         weights, bias = fused_weights(linears, mixers)
-        with torch.autocast(device_type, enabled=False):
+        with torch.autocast(self.mix.weight.device.type, enabled=False):
             if fold_norm:
                 norm = self.norm
                 mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)

@@ -145,7 +145,11 @@ class MRCFAHead(SegFormerHead):
             tuple(torch.stack(keys, 1) for keys in zip(*(r.keys for r in references), strict=True)),
             torch.stack([reference.values for reference in references], 1),
         )
-        answers = self._attend(frame.target, stacked)
+        return self.decode_stacked(frame, stacked)
+
+    def decode_stacked(self, frame: FrameState, references: RelationReference) -> Tensor:
+        """See `SegFormerHead.decode_stacked`."""
+        answers = self._attend(frame.target, references)
         return self._decode_final(answers, frame.target, frame.fused.shape[-2:])
 
     def _encode_target(self, features: Sequence[Tensor], fused_at_8: Tensor) -> RelationTarget:

@@ -102,6 +102,16 @@ class SegFormerHead(nn.Module):
             raise ValueError(f"a per-frame head takes no references, got {len(references)}")
         return self.classify(frame.fused)
 
+    def decode_stacked(self, frame: FrameState, references: Any) -> Tensor:
+        """Does what `decode` does, given references that lie side by side.
+
+        Args:
+            frame: State of the N target frames.
+            references: As one `FrameState.reference`, but that its tensors have a dimension for the
+                R frames, oldest first, behind the first: (N, R, ...).
+        """
+        return self.decode(frame, [] if references is None else [references])
+
 
 def split_clips(x: Tensor, num_clips: int) -> Tensor:
     """Views (B * T, ...) as (B, T, ...)."""

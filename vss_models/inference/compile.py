@@ -1,111 +1,17 @@
-"""How a model is executed: in which precision, compiled or not, and a video frame by frame."""
+"""How functions are compiled, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
-
-from vss_models.inference.graphs import CudaCapture, SizedFunction, cloned
-from vss_models.model import PRECISIONS, VideoSegmentor
 
 CUDA_GRAPH = "cuda-graph"
 AUTOMATIC = "auto"
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-FrameFunction = Callable[[Tensor, Sequence[Any]], tuple[Tensor, Any]]
-
-
-class FrameProgram:
-    """Segments a frame given what was kept of its references; one function of tensors.
-
-    Args:
-        model: The model, in evaluation mode.
-        precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast: faster
-            on machines with bfloat16 units, half of the memory for what is kept, and some pixels
-            between two classes get the other one.
-        compile: None runs the model as it is. "inductor" compiles it with torch.compile; any other
-            backend of torch.compile can be named too. "cuda-graph" compiles with inductor and
-            replays the result as a CUDA graph, without the cost of launching kernels one by one.
-            "auto" is "cuda-graph" on a CUDA device and None elsewhere. Each of the first
-            :data:`vss_models.inference.graphs.MOST_SIZES` sizes of the frames is compiled for
-            itself; with further ones the model runs as it is, and a warning says so.
-
-    Raises:
-        ValueError: If the precision or the backend is unknown, or "cuda-graph" is asked for without
-            a GPU.
-    """
-
-    def __init__(
-        self, model: VideoSegmentor, precision: str = "float32", compile: str | None = None
-    ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
-        self.model = model
-        self.precision = precision
-        device = next(model.parameters()).device
-        if compile == AUTOMATIC:
-            compile = CUDA_GRAPH if device.type == "cuda" else None
-        self.replays = compile == CUDA_GRAPH
-        if self.replays and device.type != "cuda":
-            raise ValueError(f"compile={CUDA_GRAPH!r} needs the model on a CUDA device")
-        self._alone = self._sized(self._run_alone, compile)
-        self._related = self._sized(self._run_related, compile)
-
-    @property
-    def is_compiled(self) -> bool:
-        """Whether the model is compiled, which :meth:`StreamingSegmenter.warm_up` can do early."""
-        return self._alone is not None
-
-    def _sized(self, function: FrameFunction, compile: str | None) -> SizedFunction | None:
-        """The function for a bounded number of sizes, taking its tensors one by one."""
-        if compile is None:
-            return None
-        fast = compiled(function, "inductor" if compile == CUDA_GRAPH else compile)
-        capture = CudaCapture() if compile == CUDA_GRAPH else None
-
-        def nested(run: FrameFunction) -> Callable[..., tuple[Tensor, Any]]:
-            def call(*tensors: Tensor) -> tuple[Tensor, Any]:
-                images, references = pytree.tree_unflatten(list(tensors), self._layout)
-                return run(images, references)
-
-            return call
-
-        return SizedFunction(nested(fast), nested(function), capture)
-
-    def __call__(self, images: Tensor, references: Sequence[Any]) -> tuple[Tensor, Any]:
-        """Segments frames.
-
-        Args:
-            images: (N, 3, H, W) normalised.
-            references: `FrameState.reference` of the R earlier frames, oldest first, or none at
-                all: then every frame is segmented on its own.
-
-        Returns:
-            The logits (N, K, H/4, W/4), and what to keep of these frames.
-        """
-        sized = self._related if references else self._alone
-        plain = self._run_related if references else self._run_alone
-        reduced = self.precision == "bfloat16"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced):
-            if sized is None:
-                return plain(images, references)
-            tensors, self._layout = pytree.tree_flatten((images, list(references)))
-            logits, reference = sized(*tensors)
-        # The next replay writes its results to the same addresses.
-        return cloned((logits, reference)) if self.replays else (logits, reference)
-
-    def _run_alone(self, images: Tensor, references: Sequence[Any]) -> tuple[Tensor, Any]:
-        state = self.model.encode_frame(images)
-        return self.model.head.classify(state.fused), state.reference
-
-    def _run_related(self, images: Tensor, references: Sequence[Any]) -> tuple[Tensor, Any]:
-        state = self.model.encode_frame(images)
-        return self.model.decode(state, references), state.reference
 
 
 def compiled(
@@ -150,4 +56,4 @@ def check_backend(how: str) -> None:
         )
 
 
-__all__ = ["AUTOMATIC", "CUDA_GRAPH", "PRECISIONS", "FrameProgram", "check_backend", "compiled"]
+__all__ = ["AUTOMATIC", "CUDA_GRAPH", "check_backend", "compiled"]

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 logger = logging.getLogger("vss_models")
 
@@ -84,6 +83,8 @@ class SizedFunction:
             is logged once and calls are not recorded any more.
         name: What messages call the function.
         most_sizes: Number of sizes that `fast` is called with.
+        inputs_stay: Whether the tensors of each size are at the same addresses in every call. If
+            not, they are copied to fixed ones before a replay.
     """
 
     def __init__(
@@ -93,12 +94,14 @@ class SizedFunction:
         capture: Capture | None = None,
         name: str = "the model",
         most_sizes: int = MOST_SIZES,
+        inputs_stay: bool = False,
     ) -> None:
         self.fast = fast
         self.plain = plain
         self.capture = capture
         self.name = name
         self.most_sizes = most_sizes
+        self.inputs_stay = inputs_stay
         self._sizes: dict[Hashable, _Size] = {}
         self._has_warned = False
 
@@ -133,7 +136,7 @@ class SizedFunction:
 
     def _record(self, size: _Size, inputs: Sequence[Tensor]) -> None:
         assert self.capture is not None
-        size.inputs = tuple(tensor.clone() for tensor in inputs)
+        size.inputs = tuple(t if self.inputs_stay else t.clone() for t in inputs)
         try:
             size.recording = self.capture(lambda: self.fast(*size.inputs))
         except RuntimeError as error:
@@ -156,9 +159,4 @@ class SizedFunction:
             )
 
 
-def cloned(result: Result) -> Result:
-    """Copies a recorded result, so that the next call does not overwrite it."""
-    return pytree.tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, result)
-
-
-__all__ = ["CudaCapture", "Recording", "SizedFunction", "cloned"]
+__all__ = ["CudaCapture", "Recording", "SizedFunction"]

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vss_kernels import upsample_argmax
 from vss_models.data.clips import PUBLISHED_OFFSETS, check_offsets, evaluation_references
 from vss_models.data.transforms import EvaluationTransform
-from vss_models.inference.compile import FrameProgram
-from vss_models.model import VideoSegmentor
+from vss_models.inference.frame_program import FrameProgram, LabelSize
+from vss_models.model import VideoSegmentor, check_images
+
+
+class _Inputs(NamedTuple):
+    """A checked frame, or one of each of several videos.
+
+    Attributes:
+        frames: (B, 3, h, w) normalised, or uint8 (B, H, W, 3) where the program transforms them.
+        frame_size: Height and width as given.
+        network_size: Height and width of the network's input.
+        is_batch: Whether several videos were meant.
+    """
+
+    frames: Tensor
+    frame_size: tuple[int, int]
+    network_size: tuple[int, int]
+    is_batch: bool
 
 
 class StreamingSegmenter:
@@ -34,8 +48,9 @@ class StreamingSegmenter:
             :func:`reference_offsets`.
         transform: How uint8 frames become the network's input; None is
             :func:`evaluation_transform`, so frames have the size the model was trained for.
-        precision: "float32" or "bfloat16", see :class:`vss_models.inference.compile.FrameProgram`.
-            None takes what the model was trained in, float32 where it does not know.
+        precision: "float32" or "bfloat16", see
+            :class:`vss_models.inference.frame_program.FrameProgram`. None takes what the model was
+            trained in, float32 where it does not know.
         compile: None, "inductor", "cuda-graph" or "auto", see there.
         frame_size: (height, width) of uint8 frames to :meth:`warm_up` for at once.
 
@@ -61,9 +76,6 @@ class StreamingSegmenter:
     ) -> None:
         self.model = model
         self._check_mode()
-        self._program = FrameProgram(
-            model, precision or model.trained_on.precision or "float32", compile
-        )
         self.offsets = reference_offsets(model) if offsets is None else check_offsets(offsets)
         if len(self.offsets) != model.num_references:
             raise ValueError(
@@ -72,6 +84,13 @@ class StreamingSegmenter:
             )
         self.transform = evaluation_transform(model) if transform is None else transform
         self._span = -min(self.offsets, default=0)
+        self._program = FrameProgram(
+            model,
+            self.transform,
+            self._span,
+            precision or model.trained_on.precision or "float32",
+            compile,
+        )
         self.reset()
         if frame_size is not None:
             self.warm_up(frame_size)
@@ -82,13 +101,15 @@ class StreamingSegmenter:
         return self._program.is_compiled
 
     def reset(self) -> None:
-        """Forgets the video, so that the next frame starts a new one, of any size."""
+        """Forgets the video, so that the next frame starts a new one, of any size.
+
+        Weights that the model was given in the meantime count from now on.
+        """
         self.num_frames = 0
         self._shape: tuple[int, ...] | None = None
         self._frame_size: tuple[int, int] | None = None
-        self._history: deque[Any] = deque(maxlen=self._span)
+        self._program.reset()
 
-    @torch.inference_mode()
     def warm_up(self, frame_size: tuple[int, int], batch: int = 1) -> None:
         """Compiles and allocates for frames of a size now rather than at the first ones.
 
@@ -98,16 +119,10 @@ class StreamingSegmenter:
             frame_size: (height, width) of the uint8 frames to come.
             batch: Videos side by side.
         """
-        images, _, _ = self._prepare(torch.zeros(batch, *frame_size, 3, dtype=torch.uint8))
-        # A CUDA graph is recorded in the second run and replayed from the third one on.
-        for _ in range(3):
-            logits, _ = self._program(images, [])
-            references = [self._program(images, [])[1] for _ in self.offsets]
-            if references:
-                logits, _ = self._program(images, references)
-            upsample_argmax(logits, frame_size, through=(images.shape[-2], images.shape[-1]))
+        inputs = self._prepare(torch.zeros(batch, *frame_size, 3, dtype=torch.uint8))
+        size = LabelSize(inputs.frame_size, inputs.network_size)
+        self._program.warm_up(inputs.frames, len(self.offsets), size)
 
-    @torch.inference_mode()
     def step(self, frame: Tensor | np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
         """Labels the next frame.
 
@@ -131,19 +146,17 @@ class StreamingSegmenter:
         """
         if size is not None and not (len(size) == 2 and min(size) >= 1):
             raise ValueError(f"size must be (height, width) of at least 1 pixel each, got {size}")
-        images, frame_size, is_batch = self._prepare(frame)
-        if self._frame_size not in (None, frame_size):
+        inputs = self._prepare(frame)
+        if self._frame_size not in (None, inputs.frame_size):
             raise ValueError(
-                f"the frame size (height, width) changed from {self._frame_size} to {frame_size} "
-                "in the middle of a video; call reset() to start a new one"
+                f"the frame size (height, width) changed from {self._frame_size} to "
+                f"{inputs.frame_size} in the middle of a video; call reset() to start a new one"
             )
-        logits = self.step_logits(images)
-        self._frame_size = frame_size
-        through = (images.shape[-2], images.shape[-1])
-        labels = upsample_argmax(logits, frame_size if size is None else size, through=through)
-        return labels if is_batch else labels[0]
+        label_size = inputs.frame_size if size is None else (int(size[0]), int(size[1]))
+        labels = self._advance(inputs.frames, LabelSize(label_size, inputs.network_size))
+        self._frame_size = inputs.frame_size
+        return labels if inputs.is_batch else labels[0]
 
-    @torch.inference_mode()
     def step_logits(self, images: Tensor) -> Tensor:
         """Computes the logits (B, K, H/4, W/4) of the next frame.
 
@@ -155,23 +168,26 @@ class StreamingSegmenter:
             ValueError: If the model is in training mode, or their shape is wrong or differs from
                 the frames before.
         """
+        check_images("images", images, "(B, 3, H, W)")
+        return self._advance(images, None)
+
+    def _advance(self, frames: Tensor, size: LabelSize | None) -> Tensor:
+        """Segments a frame and counts it."""
         self._check_mode()
-        if self._shape is not None and tuple(images.shape) != self._shape:
+        if self._shape is not None and tuple(frames.shape) != self._shape:
             raise ValueError(
-                f"the network's input changed from {self._shape} to {tuple(images.shape)} in the "
+                f"the network's input changed from {self._shape} to {tuple(frames.shape)} in the "
                 "middle of a video; call reset() to start a new one"
             )
-        # The history ends with the frame before this one.
-        wanted = evaluation_references(self.num_frames, self.offsets)
-        references = [self._history[number - self.num_frames] for number in wanted]
-        logits, kept = self._program(images, references)
-        self._history.append(kept)
-        self._shape = tuple(images.shape)
+        wanted = (self.num_frames, *evaluation_references(self.num_frames, self.offsets))
+        places = [number % max(self._span, 1) for number in wanted]
+        result = self._program(frames, places, size)
+        self._shape = tuple(frames.shape)
         self.num_frames += 1
-        return logits
+        return result
 
-    def _prepare(self, frame: Tensor | np.ndarray) -> tuple[Tensor, tuple[int, int], bool]:
-        """Returns the network's input (B, 3, h, w), the frame's size, and whether it is a batch."""
+    def _prepare(self, frame: Tensor | np.ndarray) -> _Inputs:
+        """Checks a frame and makes it what the program takes."""
         if isinstance(frame, np.ndarray):
             # A copy: tensors must not share memory that may be read-only.
             frame = torch.from_numpy(frame.copy())
@@ -194,17 +210,17 @@ class StreamingSegmenter:
                 f"a frame of {frame.dtype} must have the shape {layout}, got {tuple(frame.shape)}"
             )
         is_batch = frame.dim() == 4
-        images = frame if is_batch else frame.unsqueeze(0)
+        frames = frame if is_batch else frame.unsqueeze(0)
+        if not is_bytes:
+            size = (frames.shape[2], frames.shape[3])
+            weights = next(self.model.parameters())
+            return _Inputs(frames.to(weights.device, weights.dtype), size, size, is_batch)
+        size = (frames.shape[1], frames.shape[2])
+        if self._program.takes_bytes:
+            return _Inputs(frames, size, self.transform.output_size(size), is_batch)
         weights = next(self.model.parameters())
-        if is_bytes:
-            images = images.permute(0, 3, 1, 2)
-            size = (images.shape[-2], images.shape[-1])
-            return self.transform(images).to(weights.device, weights.dtype), size, is_batch
-        return (
-            images.to(weights.device, weights.dtype),
-            (images.shape[-2], images.shape[-1]),
-            is_batch,
-        )
+        images = self.transform(frames.permute(0, 3, 1, 2)).to(weights.device, weights.dtype)
+        return _Inputs(images, size, (images.shape[2], images.shape[3]), is_batch)
 
     def _check_mode(self) -> None:
         if self.model.training:

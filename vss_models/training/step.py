@@ -22,6 +22,7 @@ from vss_models.heads.segformer import ClipLogits
 from vss_models.inference.compile import AUTOMATIC, CUDA_GRAPH, check_backend, compiled
 from vss_models.inference.graphs import Capture, CudaCapture, SizedFunction
 from vss_models.model import VideoSegmentor
+from vss_models.narrowing import narrowed_parameters
 
 logger = logging.getLogger("vss_models")
 
@@ -29,27 +30,6 @@ PRECISIONS_IN_ONE_CALL = ("32-true", "64-true", "bf16-mixed")
 """The trainer's precisions in which a step is a function of the batch alone."""
 
 Loss = Callable[[ClipLogits, Tensor], Tensor]
-
-
-def narrowed_parameters(model: nn.Module) -> list[str]:
-    """Names the trainable parameters that autocast narrows and nothing uses in full precision.
-
-    These are the matrices and biases of linear layers and convolutions, except below modules that
-    say ``keeps_precision = True``.
-    """
-    wide = [
-        f"{name}." if name else ""
-        for name, module in model.named_modules()
-        if getattr(module, "keeps_precision", False)
-    ]
-    return [
-        f"{name}.{part}" if name else part
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-        and not any(f"{name}.".startswith(prefix) for prefix in wide)
-        for part, parameter in module.named_parameters(recurse=False)
-        if parameter.requires_grad
-    ]
 
 
 def chosen_execution(how: str | None, trainer: pl.Trainer) -> str | None:
@@ -267,4 +247,4 @@ class TrainingStep:
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-__all__ = ["TrainingStep", "chosen_execution", "narrowed_parameters"]
+__all__ = ["TrainingStep", "chosen_execution"]
