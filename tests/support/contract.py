@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,10 +42,12 @@ def _assert_equal_to_eager(row: Row, arguments: Sequence[Any], backend: str) -> 
         assert torch.equal(have, want)
 
 
-def _assert_same_classes(row: Row, arguments: Sequence[Any], backend: str) -> None:
+def _assert_same_classes(
+    row: Row, arguments: Sequence[Any], backend: str, align_corners: bool = False
+) -> None:
     """For classes, which may differ where rounding decides between two."""
     with vss_kernels.backend(backend, row.operator):
-        upsample_cases.assert_same_but_for_rounding(*arguments)
+        upsample_cases.assert_same_but_for_rounding(*arguments, align_corners=align_corners)
 
 
 _GEOMETRY = FocalGeometry(2, 1, (PooledLevel(3, 1), PooledLevel(1, 2)))
@@ -81,6 +84,10 @@ def _focal_attention_arguments(batch, windows, heads, dim):
 
 def _fuse_pyramid(*levels):
     return fuse_pyramid(levels)
+
+
+def _fuse_pyramid_aligned(*levels):
+    return fuse_pyramid(levels, align_corners=True)
 
 
 def _fuse_pyramid_arguments(batch, channels, *sizes):
@@ -125,6 +132,16 @@ def _single_losses(logits, labels):
     )
 
 
+def _mean_loss_aligned(logits, labels):
+    return upsample_cross_entropy(
+        logits, labels, ignore_index=127, reduction="mean_all", align_corners=True
+    )
+
+
+def _argmax_aligned(logits, size):
+    return upsample_argmax(logits, size, align_corners=True)
+
+
 def _classes_and_confidence(logits, size, through):
     return upsample_argmax(logits, size, through, confidence=True)
 
@@ -134,6 +151,12 @@ def _upsample_argmax_arguments(batch, classes, small, size, through=None):
     return (logits, size) if through is None else (logits, size, through)
 
 
+_PYRAMID = {
+    "size": (2, 5, (16, 24), (8, 12), (4, 6)),
+    "other_size": (3, 20, (17, 35), (9, 18), (5, 7)),
+    "large_size": (2, 40, (40, 50), (20, 25), (5, 7)),
+    "cast_by_autocast": 3,
+}
 _UPSAMPLE = {
     "size": (2, 5, (9, 12), (36, 48)),
     "other_size": (3, 5, (7, 6), (23, 37)),
@@ -209,14 +232,9 @@ CONTRACT = {
         native_on_gpu=False,
         eager_compiler="eager",
     ),
-    "fuse_pyramid": Row(
-        "fuse_pyramid",
-        _fuse_pyramid,
-        _fuse_pyramid_arguments,
-        size=(2, 5, (16, 24), (8, 12), (4, 6)),
-        other_size=(3, 20, (17, 35), (9, 18), (5, 7)),
-        large_size=(2, 40, (40, 50), (20, 25), (5, 7)),
-        cast_by_autocast=3,
+    "fuse_pyramid": Row("fuse_pyramid", _fuse_pyramid, _fuse_pyramid_arguments, **_PYRAMID),
+    "fuse_pyramid, aligned corners": Row(
+        "fuse_pyramid", _fuse_pyramid_aligned, _fuse_pyramid_arguments, **_PYRAMID
     ),
     "upsample_cross_entropy": Row(
         "upsample_cross_entropy", _mean_loss, lambda *size: upsample_cases.make_case(size),
@@ -226,9 +244,17 @@ CONTRACT = {
         "upsample_cross_entropy", _single_losses, lambda *size: upsample_cases.make_case(size),
         **_UPSAMPLE,
     ),
+    "upsample_cross_entropy, aligned corners": Row(
+        "upsample_cross_entropy", _mean_loss_aligned, lambda *size: upsample_cases.make_case(size),
+        **_UPSAMPLE,
+    ),
     "upsample_argmax": Row(
         "upsample_argmax", upsample_argmax, _upsample_argmax_arguments, **_UPSAMPLE,
         has_gradient=False, assert_accurate=_assert_same_classes,
+    ),
+    "upsample_argmax, aligned corners": Row(
+        "upsample_argmax", _argmax_aligned, _upsample_argmax_arguments, **_UPSAMPLE,
+        has_gradient=False, assert_accurate=partial(_assert_same_classes, align_corners=True),
     ),
     "upsample_argmax, confidence": Row(
         "upsample_argmax",
