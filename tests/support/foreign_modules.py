@@ -242,6 +242,34 @@ class LinearHead(MmsegHead):
         return self.linear_pred(fused if self.dropout is None else self.dropout(fused))
 
 
+class ClipHead(LinearHead):
+    """A head that does more than fuse, all in one forward, as those of MRCFA and CFFM do."""
+
+    def __init__(self, channels, width, num_classes, align_corners=False, dropout=0.1) -> None:
+        super().__init__(channels, width, num_classes, align_corners, dropout)
+        self.sr1_feat = nn.Conv2d(width, width, 4, stride=4)
+        self.linear_pred2 = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, inputs):
+        levels = self._transform_inputs(inputs)
+        c1 = levels[0]
+        embedded = [self.linear_c1(c1).transpose(1, 2).unflatten(2, c1.shape[2:])]
+        for position, level in enumerate(levels[1:], 2):
+            rows = getattr(self, f"linear_c{position}")(level)
+            maps = rows.permute(0, 2, 1).reshape(len(level), -1, *level.shape[2:])
+            embedded.insert(
+                0, F.interpolate(maps, c1.shape[2:], None, "bilinear", self.align_corners)
+            )
+        fused = self.linear_fuse(torch.cat(embedded, dim=1))
+        half = [side // 2 for side in c1.shape[2:]]
+        values = F.interpolate(fused, half, mode="bilinear", align_corners=False)
+        context = F.interpolate(
+            self.sr1_feat(values), c1.shape[2:], mode="bilinear", align_corners=False
+        )
+        per_frame = self.linear_pred(fused if self.dropout is None else self.dropout(fused))
+        return torch.cat([per_frame, self.linear_pred2(fused + context)], 1)
+
+
 class ProjectionsHead(nn.Module):
     """An all-MLP head as transformers had it before its fifth version."""
 

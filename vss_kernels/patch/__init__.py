@@ -9,13 +9,14 @@ from torch import nn
 
 from vss_kernels.patch.affinity import AFFINITY
 from vss_kernels.patch.fusion_heads import FUSION_HEADS
+from vss_kernels.patch.inner_fusion import INNER_FUSION
 from vss_kernels.patch.kinds import kinds_of, reason_against, swap_in, swap_out
 from vss_kernels.patch.losses import LOSSES
 from vss_kernels.patch.window_attention import WINDOW_ATTENTION
 
 __all__ = ["PatchError", "PatchReport", "PatchedPart", "patch", "unpatch"]
 
-_KINDS = (AFFINITY, WINDOW_ATTENTION, *FUSION_HEADS, *LOSSES)
+_KINDS = (AFFINITY, WINDOW_ATTENTION, *FUSION_HEADS, INNER_FUSION, *LOSSES)
 OPERATORS = tuple(dict.fromkeys(kind.operator for kind in _KINDS))
 """The names that ``patch`` takes."""
 
@@ -109,10 +110,10 @@ def patch(
     Where dropout follows a replaced part, one seed may drop other elements than before.
 
     Known are the affinity module of MRCFA and the window attention of CFFM in the released layout;
-    all-MLP fusion heads as in transformers, segmentation_models_pytorch and mmsegmentation; and
-    bilinear upsampling of logits before a cross-entropy or argmax, in the same three. There the
-    upsampled logits of a model are a tensor that is computed only when something other than the
-    loss or an argmax needs it.
+    the all-MLP fusion in the heads of both, and fusion heads as in transformers,
+    segmentation_models_pytorch and mmsegmentation; and bilinear upsampling of logits before a
+    cross-entropy or argmax, in the same three. There the upsampled logits of a model are a tensor
+    that is computed only when something other than the loss or an argmax needs it.
 
     Args:
         model: The model; patch it before ``torch.compile``.

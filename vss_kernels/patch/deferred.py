@@ -1,14 +1,14 @@
-"""Logits that are upsampled only when something needs them at full size.
+"""Maps that are upsampled only when something needs them at full size.
 
 A loss or an argmax that comes next is computed from the small logits; whatever else is done with
-the tensor gets the upsampled logits, as if they had been there from the start.
+the tensor gets the upsampled maps, as if they had been there from the start.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,13 +40,14 @@ class DeferUpsampling(TorchFunctionMode):
         """Replaces resizes; everything else is called as it is."""
         kwargs = kwargs or {}
         if func is F.interpolate:
-            resized = _deferred(self.channels, *args, **kwargs)
+            resized = deferred(UpsampledLogits, self.channels, *args, **kwargs)
             if resized is not None:
                 return resized
         return func(*args, **kwargs)
 
 
-def _deferred(
+def deferred(
+    kind: type[Upsampled],
     channels: int,
     input: Tensor,
     size: Any = None,
@@ -56,7 +57,16 @@ def _deferred(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor | None:
-    """Returns the deferred result of such a call of F.interpolate, or ``None``."""
+    """Defers a call of F.interpolate.
+
+    Args:
+        kind: Class of the result.
+        channels: Number of channels of the maps to defer.
+        input: First argument of F.interpolate; the others are those of the function too.
+
+    Returns:
+        The deferred result; ``None`` if the call is no bilinear resize of such maps.
+    """
     if (
         mode != "bilinear"
         or antialias
@@ -76,70 +86,57 @@ def _deferred(
     sides = (size, size) if isinstance(size, int) else tuple(int(side) for side in size)
     if min(sides) < 1:
         return None
-    deferred = _Defer.apply(input, sides, bool(align_corners))
-    deferred.logits = input
-    return deferred
+    resized = _Defer.apply(kind, input, sides, bool(align_corners))
+    resized.small = input
+    return resized
 
 
 class _Defer(torch.autograd.Function):
-    """Gives deferred logits their place in the graph, for callers that no override reaches."""
+    """Gives deferred maps their place in the graph, for callers that no override reaches."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-        ctx.shapes = (size, tuple(logits.shape), align_corners)
-        return UpsampledLogits(logits.detach(), size, align_corners)
+    def forward(
+        ctx: Any, kind: type[Upsampled], small: Tensor, size: tuple[int, int], align_corners: bool
+    ) -> Tensor:
+        ctx.shapes = (size, tuple(small.shape), align_corners)
+        return kind(small.detach(), size, align_corners)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
         size, shape, align_corners = ctx.shapes
         backward = torch.ops.aten.upsample_bilinear2d_backward
-        return backward(grads[0].contiguous(), size, shape, align_corners), None, None
+        return None, backward(grads[0].contiguous(), size, shape, align_corners), None, None
 
 
-class UpsampledLogits(Tensor):
-    """Logits of one size that stand for their bilinear resize to another.
+class Deferred(Tensor):
+    """A tensor with a shape and a place in the graph, computed only where something needs it."""
 
-    Args:
-        logits: Class scores (N, K, h, w).
-        size: Height and width after the resize.
-        align_corners: Whether the centres of the corner pixels coincide in the resize.
-    """
-
-    logits: Tensor
-    resized_to: tuple[int, int]
-    aligned: bool
     dense: Tensor | None
+    fused: ClassVar[dict[Callable[..., Any], Callable[..., Any]]]
+    """Functions that can be computed without the tensor itself; each returns ``None`` if not."""
 
-    @staticmethod
-    def __new__(cls, logits: Tensor, size: tuple[int, int], align_corners: bool) -> UpsampledLogits:
-        """Makes a tensor of the large shape that owns no memory."""
-        self = Tensor._make_wrapper_subclass(
-            cls, (*logits.shape[:2], *size), dtype=logits.dtype, device=logits.device
-        )
-        self.logits = logits
-        self.resized_to = size
-        self.aligned = align_corners
-        self.dense = None
-        return self
+    def compute(self) -> Tensor:
+        """Computes the tensor."""
+        raise NotImplementedError
 
     def materialise(self) -> Tensor:
-        """Returns the upsampled logits; from then on they are what all callers get."""
+        """Returns the computed tensor; from then on it is what all callers get."""
         if self.dense is None:
-            # They may be asked for in a metric without gradient first and in a loss later.
+            # It may be asked for in a metric without gradient first and in a loss later.
             with torch.enable_grad():
-                self.dense = resize(self.logits, self.resized_to, self.aligned)
+                self.dense = self.compute()
         return self.dense
 
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Computes losses and argmax from the small logits, and all else from the large ones."""
+        """Computes what it can without the tensor, and all else from it."""
         kwargs = kwargs or {}
         if func in _metadata():
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        fused = _FUSED.get(func)
+        fused = cls.fused.get(func)
         if fused is not None:
             result = fused(*args, **kwargs)
             if result is not None:
@@ -152,14 +149,45 @@ class UpsampledLogits(Tensor):
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Serves calls that came past the override above, below autograd."""
-        args, kwargs = pytree.tree_map_only(cls, _values, (args, kwargs or {}))
+        args, kwargs = pytree.tree_map_only(Deferred, _values, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
-def _values(deferred: UpsampledLogits) -> Tensor:
-    if deferred.dense is not None:
-        return deferred.dense.detach()
-    return resize(deferred.logits.detach(), deferred.resized_to, deferred.aligned)
+def _values(tensor: Deferred) -> Tensor:
+    if tensor.dense is not None:
+        return tensor.dense.detach()
+    with torch.no_grad():
+        return tensor.compute()
+
+
+class Upsampled(Deferred):
+    """Maps of one size that stand for their bilinear resize to another.
+
+    Args:
+        small: Maps (N, C, h, w).
+        size: Height and width after the resize.
+        align_corners: Whether the centres of the corner pixels coincide in the resize.
+    """
+
+    small: Tensor
+    resized_to: tuple[int, int]
+    aligned: bool
+
+    @staticmethod
+    def __new__(cls, small: Tensor, size: tuple[int, int], align_corners: bool) -> Upsampled:
+        """Makes a tensor of the large shape that owns no memory."""
+        self = Tensor._make_wrapper_subclass(
+            cls, (*small.shape[:2], *size), dtype=small.dtype, device=small.device
+        )
+        self.small = small
+        self.resized_to = size
+        self.aligned = align_corners
+        self.dense = None
+        return self
+
+    def compute(self) -> Tensor:
+        """Resizes the maps."""
+        return resize(self.small, self.resized_to, self.aligned)
 
 
 @functools.cache
@@ -207,7 +235,7 @@ def _cross_entropy(
     ):
         return None
     loss = upsample_cross_entropy(
-        input.logits,
+        input.small,
         target,
         weight,
         ignore_index=ignore_index,
@@ -215,18 +243,21 @@ def _cross_entropy(
         label_smoothing=label_smoothing,
         align_corners=input.aligned,
     )
-    return loss if is_autocast(input.logits) else loss.to(input.dtype)
+    return loss if is_autocast(input.small) else loss.to(input.dtype)
 
 
 def _argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor | None:
     if not isinstance(input, UpsampledLogits) or input.dense is not None or dim not in (1, -3):
         return None
-    classes = upsample_argmax(input.logits, input.resized_to, align_corners=input.aligned).long()
+    classes = upsample_argmax(input.small, input.resized_to, align_corners=input.aligned).long()
     return classes.unsqueeze(1) if keepdim else classes
 
 
-_FUSED: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
-    F.cross_entropy: _cross_entropy,
-    torch.argmax: _argmax,
-    Tensor.argmax: _argmax,
-}
+class UpsampledLogits(Upsampled):
+    """Upsampled class scores, of which a loss or an argmax needs the small ones only."""
+
+    fused: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {
+        F.cross_entropy: _cross_entropy,
+        torch.argmax: _argmax,
+        Tensor.argmax: _argmax,
+    }

@@ -67,17 +67,9 @@ class _Style:
     def _why_not(self, module: nn.Module) -> str | None:
         embeddings = self.embeddings(module)
         convolution, *_ = self.convolution(module)
-        if not (
-            isinstance(convolution, nn.Conv2d)
-            and convolution.kernel_size == convolution.stride == (1, 1)
-            and (convolution.groups, convolution.padding) == (1, (0, 0))
-        ):
-            return "what follows the concatenation is no plain 1x1 convolution"
-        if convolution.in_channels % len(embeddings):
-            return (
-                f"{convolution.in_channels} channels cannot be those of {len(embeddings)} levels "
-                "of equal width"
-            )
+        reason = unlike_plain_convolution(convolution, len(embeddings))
+        if reason is not None:
+            return reason
         linears = [part for part in map(_linear, embeddings) if part is not None]
         if len(linears) not in (0, len(embeddings)):
             return "some levels are embedded linearly, others are not"
@@ -123,6 +115,19 @@ class _Style:
             channels = first.in_features if isinstance(first, nn.Linear) else first.in_channels
             levels.append(torch.randn(1, channels, 32 >> position, 48 >> position))
         return (self.argument(levels),)
+
+
+def unlike_plain_convolution(module: Any, levels: int) -> str | None:
+    """Returns why a module is no 1x1 convolution of concatenated levels, or ``None`` if it is."""
+    if not (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == module.stride == (1, 1)
+        and (module.groups, module.padding) == (1, (0, 0))
+    ):
+        return "what follows the concatenation is no plain 1x1 convolution"
+    if module.in_channels % levels:
+        return f"{module.in_channels} channels cannot be those of {levels} levels of equal width"
+    return None
 
 
 def _first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -136,6 +136,13 @@ def reason_against(module: nn.Module, kind: Kind) -> str | None:
     return _trial(module, kind)
 
 
+def traced(*_: Any, **__: Any) -> str | None:
+    """Returns why deferred tensors cannot take a call that is traced, or ``None`` if it is not."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "it is traced, and deferred tensors are no part of a graph"
+    return None
+
+
 def hooked(modules: Sequence[nn.Module]) -> str | None:
     """Returns why parts that a replacement does not call must be called, or ``None``."""
     for module in modules:

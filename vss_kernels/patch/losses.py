@@ -15,13 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vss_kernels.patch.deferred import DeferUpsampling
-from vss_kernels.patch.kinds import Kind
-
-
-def _traced(*_: Any, **__: Any) -> str | None:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "it is traced, and deferred logits are no part of a graph"
-    return None
+from vss_kernels.patch.kinds import Kind, traced
 
 
 def _num_labels(model: Any) -> Any:
@@ -113,7 +107,7 @@ LOSSES = (
         looks_like=_looks_like_a_model_with_loss,
         why_not=_why_not_model,
         run=_run_model,
-        cannot_take=_traced,
+        cannot_take=traced,
         example=None,
     ),
     *(
@@ -124,7 +118,7 @@ LOSSES = (
             looks_like=functools.partial(_looks_like_a_head_with_loss, method),
             why_not=_nothing_against,
             run=_run_head,
-            cannot_take=_traced,
+            cannot_take=traced,
             example=None,
             method=method,
         )
@@ -137,7 +131,7 @@ LOSSES = (
         looks_like=lambda head: _logits_at(head) is not None,
         why_not=_why_not_sequence,
         run=_run_sequence,
-        cannot_take=_traced,
+        cannot_take=traced,
         example=None,
     ),
 )
