@@ -50,22 +50,25 @@ class CrashInValidation(Callback):
             raise OSError("the data are gone")
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize(("accumulated", "step"), [(1, 4), (2, 4), (1, 6), (2, 6)])
 def test_a_validation_that_was_cut_off_is_made_again(
-    root: Path, tmp_path: Path, accumulated: int
+    root: Path, tmp_path: Path, accumulated: int, step: int
 ) -> None:
+    """Also the one after the last step."""
     options: dict[str, Any] = {
         "limit_val_batches": 3,
+        "logger": True,
         "val_check_interval": 2 * accumulated,
         "accumulate_grad_batches": accumulated,
     }
     whole, parts, again = Scores(), Scores(), Scores()
     train(root, tmp_path / "whole", **options, callbacks=[whole])
     with pytest.raises(OSError, match="data are gone"):
-        train(root, tmp_path / "run", **options, callbacks=[parts, CrashInValidation(4)])
-    assert list(parts.by_step) == [2]
+        train(root, tmp_path / "run", **options, callbacks=[parts, CrashInValidation(step)])
+    assert list(parts.by_step) == [2, 4, 6][: step // 2 - 1]
     train(root, tmp_path / "run", **options, callbacks=[parts], resume="last")
     assert parts.by_step == whole.by_step
+    assert (tmp_path / "run" / "last.pt").exists()
     for name in ("best.ckpt", "last.ckpt"):
         assert_same_state(tmp_path / "whole" / name, tmp_path / "run" / name)
 

@@ -149,6 +149,32 @@ def test_user_errors_of_every_command_are_one_line(
     assert errors[0].startswith(f"vss {arguments[0]}: ")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["segment"],
+        ["segment", "--out", "o"],
+        ["export", "--size", "1"],
+        ["synthesize"],
+        ["demo", "--steps", "many"],
+        ["configs", "--what"],
+        ["fit", "--model.overrides", "wide"],
+        ["test", "--model.nam", "mrcfa_b0"],
+    ],
+)
+def test_a_usage_error_of_every_command_is_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the usage, which has dozens, and PyTorch's or the parser's paragraphs."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"vss {arguments[0]}: ")
+    assert message.count("\n") == 1
+    assert f"(`vss {arguments[0]} --help` has the options)" in message
+
+
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False

@@ -175,3 +175,13 @@ def test_a_folder_of_somebody_else_is_never_replaced(
 def test_chance_is_that_of_the_most_frequent_class() -> None:
     # Always answering a class with 60 % of the pixels: its IoU is 0.6, that of two others is 0.
     assert chance_iou([0.6, 0.0, 0.3, 0.1]) == pytest.approx(0.6 / 3)
+
+
+@pytest.mark.parametrize("option", ["--steps", "--first-steps"])
+def test_a_demonstration_without_steps_is_refused_at_once(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--out", str(tmp_path / "demo"), option, "0"]) == 1
+    name = option.strip("-").replace("-", "_")
+    assert capsys.readouterr().err == f"vss demo: {name} must be at least 1, got 0\n"
+    assert not (tmp_path / "demo").exists()

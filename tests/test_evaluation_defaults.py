@@ -144,6 +144,16 @@ def test_a_runs_checkpoint_given_to_the_trainer_warns_too(root: Path, tmp_path: 
         assert main(["test", *options, *other]) == 0
 
 
+def test_an_evaluation_does_not_ask_for_the_seed_of_the_training(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(make_module("mrcfa_b0"), make_data(root), tmp_path, 1)
+    options = [f"--data.root={root}", f"--output={tmp_path}", "--ckpt_path=last", *QUIET]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*callbacks")
+        assert main(["test", *options, "--seed=7"]) == 0
+
+
 def test_a_wrong_number_of_classes_names_the_option(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,8 +40,19 @@ def test_a_training_shows_no_advertisement(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     with caplog.at_level("INFO"):
-        options = ["--data.root", str(tmp_path / "nowhere"), "--output", str(tmp_path / "run")]
+        (tmp_path / "data").mkdir()
+        options = ["--data.root", str(tmp_path), "--output", str(tmp_path / "run")]
         assert main(["fit", "--config", "segformer_synthetic", *options]) == 1
     assert "GPU available" in caplog.text
     assert "Tip" not in caplog.text
     assert not [entry for entry in recwarn if "eprecat" in str(entry.message)]
+
+
+def test_a_warning_to_the_user_is_one_line_without_its_origin() -> None:
+    """Lightning puts the file and line before it."""
+    before = warnings.formatwarning
+    with quiet_libraries():
+        assert warnings.formatwarning("look", UserWarning, "a.py", 7) == "Warning: look\n"
+        text = warnings.formatwarning("old", FutureWarning, "a.py", 7)
+        assert text == "a.py:7: FutureWarning: old\n"
+    assert warnings.formatwarning is before

@@ -57,6 +57,11 @@ def test_the_configuration_of_a_run_is_kept(
         (["--ckpt_path=last", "--data.num_classes=7"], "num_classes"),
         (["--ckpt_path=last", "--data.offsets=[-1]"], "offsets"),
         (["--ckpt_path=nowhere.ckpt"], "no such checkpoint"),
+        # The validation that follows step 2 would be made again, and best.ckpt written, before it.
+        (
+            ["--trainer.max_steps=4", "--ckpt_path=last", "--data.train_transform.crop=[95,96]"],
+            "data.train_transform.crop must be multiples of 32",
+        ),
     ]
     for options, message in refused:
         assert vss("fit", root, output, *options) == 1, options
@@ -67,6 +72,25 @@ def test_the_configuration_of_a_run_is_kept(
     after = contents(output)
     assert after["config.yaml"] == before["config.yaml"]
     assert b"max_steps: 4" in after["config_from_step_2.yaml"]
+
+
+@pytest.mark.parametrize("content", [b"", b"weights"])
+def test_a_damaged_checkpoint_is_named_with_the_newest_whole_one(
+    root: Path,
+    command_run: Path,
+    tmp_path: Path,
+    content: bytes,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = Path(shutil.copytree(command_run, tmp_path / "run"))
+    last = output / "last.ckpt"
+    last.write_bytes(content)
+    before = contents(output)
+    assert vss("fit", root, output, "--trainer.max_steps=4", f"--ckpt_path={last}") == 1
+    message = capsys.readouterr().err
+    assert f"vss fit: {last} " in message
+    assert f"The newest whole checkpoint is {output / 'checkpoints' / 'step_2.ckpt'}" in message
+    assert contents(output) == before
 
 
 def test_a_refused_start_makes_no_folder(root: Path, tmp_path: Path) -> None:

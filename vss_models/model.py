@@ -150,7 +150,7 @@ class VideoSegmentor(nn.Module):
                 f"references, oldest first, then the target), got {num_frames}; for a single frame "
                 "use model.single_frame(images)"
             )
-        self._check_size(clip)
+        self.check_size(*clip.shape[-2:])
         if self.num_references == 0 and not self.training:
             clip = clip[:, -1:]
         if self.training or self._encodes_together(clip):
@@ -166,7 +166,7 @@ class VideoSegmentor(nn.Module):
     def encode_frame(self, images: Tensor) -> FrameState:
         """Computes once, for N frames (N, 3, H, W), all that decoding with them needs."""
         check_images("images", images, "(N, 3, H, W)")
-        self._check_size(images)
+        self.check_size(*images.shape[-2:])
         return self.head.encode_frame(self._features(images))
 
     def decode(self, frame: FrameState, references: Sequence[Any]) -> Tensor:
@@ -190,13 +190,22 @@ class VideoSegmentor(nn.Module):
         # Convolutions round differently for frames that are stored with the channels last.
         return self.backbone(images.contiguous())
 
-    def _check_size(self, images: Tensor) -> None:
-        height, width = images.shape[-2:]
+    def check_size(self, height: int, width: int, name: str = "height and width") -> None:
+        """Checks that the model takes frames of a size.
+
+        Args:
+            height: Rows of pixels.
+            width: Columns of pixels.
+            name: What the error calls the two.
+
+        Raises:
+            ValueError: If it does not.
+        """
         divisor = self.head.size_divisor
         if height % divisor or width % divisor:
             raise ValueError(
-                f"height and width must be multiples of {divisor} for this model, got "
-                f"{height} x {width}; resize or pad the frames"
+                f"{name} must be multiples of {divisor} for this model, got {height} x {width}; "
+                "resize or pad the frames"
             )
 
 

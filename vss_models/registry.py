@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -107,11 +108,48 @@ def create_model(name: str, num_classes: int, **overrides: Any) -> VideoSegmento
             f"{name} has no settings {', '.join(unknown)}; its settings are "
             f"{', '.join(sorted(allowed))}"
         )
+    for key, default in {**encoder_settings, **head_settings}.items():
+        if key in overrides:
+            _check_kind(key, overrides[key], default)
     head_settings.update({k: v for k, v in overrides.items() if k in head_settings})
     backbone = _create_backbone(encoder_settings, overrides)
     head = _HEADS[family](backbone.channels, num_classes, **head_settings)
     config = ModelConfig(name, num_classes, {k: _plain(v) for k, v in overrides.items()})
     return VideoSegmentor(backbone, head, config)
+
+
+_LARGEST = 2**31 - 1
+"""PyTorch cannot count further than this in every place where a setting is used."""
+
+
+def _check_kind(key: str, value: Any, default: Any) -> None:
+    """Checks that a setting is of the kind of its default; the parts check what it says.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if isinstance(default, tuple) and not isinstance(default, AggregationLayers):
+        expected = "a list of whole numbers"
+        valid = _is_sequence(value) and all(map(_is_whole, value))
+    elif isinstance(default, str):
+        expected, valid = "a word", isinstance(value, str)
+    elif isinstance(default, int):
+        expected, valid = "a whole number", _is_whole(value)
+    elif isinstance(default, float):
+        expected = "a number"
+        valid = _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+    else:
+        return
+    if not valid:
+        raise ValueError(f"{key} must be {expected}, such as {_plain(default)!r}, got {value!r}")
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _create_backbone(
@@ -135,7 +173,7 @@ def _plain(value: Any) -> Any:
     """Turns sequences and mappings into lists and dicts, so that a checkpoint holds plain types."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if _is_sequence(value):
         return [_plain(entry) for entry in value]
     return value
 

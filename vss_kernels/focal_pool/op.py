@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vss_kernels._runtime import native
+from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.backends import Implementation, Operator, always
 from vss_kernels.focal_pool import eager
 
@@ -42,6 +43,6 @@ operator = Operator(
     "focal_pool",
     [
         Implementation("native", _run_native, _native_can_run, native.problem),
-        Implementation("eager", eager.focal_pool, always, always),
+        Implementation("eager", without_autocast(eager.focal_pool), always, always),
     ],
 )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from vss_models.commands.errors import CommandParser
 from vss_models.training.configs import config_names
 
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: If the options are not valid.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="vss configs", description="List the configurations that come with the package."
     )
     parser.parse_args(arguments)

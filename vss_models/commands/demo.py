@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from vss_models.commands.errors import CommandParser
 from vss_models.demo import DemoSettings, run_demo
 
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         FileExistsError: If the folder is in the way.
     """
     defaults = DemoSettings()
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="vss demo",
         description="Make synthetic videos, train a per-frame SegFormer on them and from it MRCFA "
         "and CFFM, compare them on held-out videos, segment an mp4, and write a report.",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 
 class EndedBySignal(KeyboardInterrupt):
@@ -19,6 +22,29 @@ class EndedBySignal(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Says what is wrong with the options in one line; the usage would be dozens before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with status 2."""
+        end_with_usage_error(self.prog, message)
+
+
+def end_with_usage_error(program: str, message: str) -> NoReturn:
+    """Ends the process, whose options are not valid.
+
+    Args:
+        program: The command, such as "vss fit".
+        message: What is wrong.
+
+    Raises:
+        SystemExit: Always, with status 2.
+    """
+    line = " ".join(message.split())
+    print(f"{program}: {line} (`{program} --help` has the options)", file=sys.stderr)
+    raise SystemExit(2)
 
 
 @contextmanager
@@ -63,4 +89,10 @@ def _message(error: Exception) -> str:
     return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1]
 
 
-__all__ = ["EndedBySignal", "describe", "signals_interrupt"]
+__all__ = [
+    "CommandParser",
+    "EndedBySignal",
+    "describe",
+    "end_with_usage_error",
+    "signals_interrupt",
+]

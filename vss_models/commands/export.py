@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vss_models.commands.errors import CommandParser
 from vss_models.commands.model_options import add_model_options, chosen_model
 from vss_models.inference.export import export_model, input_size
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="vss export",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

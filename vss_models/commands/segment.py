@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from vss_models.commands.errors import describe, signals_interrupt
+from vss_models.commands.errors import CommandParser, describe, signals_interrupt
 from vss_models.commands.model_options import add_model_options, chosen_model
 from vss_models.data import (
     ClassTable,
@@ -212,7 +212,9 @@ def _device(parser: argparse.ArgumentParser, name: str | None) -> torch.device:
     try:
         torch.ones(1, device=device).add(1).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        parser.error(f"--device {device} cannot be used here: {describe(error).splitlines()[0]}")
+        # PyTorch goes on about how it was built.
+        reason = describe(error).splitlines()[0].split(". ")[0]
+        parser.error(f"--device {device} cannot be used here: {reason}")
     return device
 
 
@@ -236,7 +238,7 @@ def _report(reason: object) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="vss segment",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,6 +6,7 @@ import argparse
 import inspect
 from collections.abc import Sequence
 
+from vss_models.commands.errors import CommandParser
 from vss_models.data.synthetic import make_synthetic_dataset
 
 
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         name: parameter.default
         for name, parameter in inspect.signature(make_synthetic_dataset).parameters.items()
     }
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="vss synthesize",
         description="Make a labelled synthetic data set in the VSPW layout.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -44,7 +44,7 @@ from vss_models.data.transforms import (
     denormalise,
     normalise,
 )
-from vss_models.data.vspw import VideoRecord, find_videos, list_frames
+from vss_models.data.vspw import VideoRecord, check_root, find_videos, list_frames
 
 __all__ = [
     "IGNORED",
@@ -63,6 +63,7 @@ __all__ = [
     "VideoRecord",
     "VideoShardSampler",
     "check_offsets",
+    "check_root",
     "choose_classes",
     "denormalise",
     "draw_training_clip",

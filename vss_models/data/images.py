@@ -103,7 +103,7 @@ def _decoding(path: Path, kind: str) -> Iterator[Image.Image]:
     """Opens an image; whatever Pillow raises in the context names the file."""
     if path.exists() and not path.is_file():
         # Opening a named pipe would wait for ever for its other end.
-        raise ValueError(f"{path}: not a file but a folder, pipe or device; expected a {kind}")
+        raise ValueError(f"{path}: this {kind} is not a file but a folder, pipe or device")
     try:
         with Image.open(path) as image:
             yield image

@@ -144,6 +144,12 @@ def find_video(root: Path, name: str, labelled: bool | None = True) -> VideoReco
     return VideoRecord(name, frames, masks)
 
 
+def check_root(root: Path) -> None:
+    """Raises a FileNotFoundError unless a folder looks like a data set in the VSPW layout."""
+    if not (root / "data").is_dir():
+        raise FileNotFoundError(f"{root / 'data'}: no such folder; is {root} in the VSPW layout?")
+
+
 def find_videos(root: Path, split: str | None, labelled: bool | None = True) -> list[VideoRecord]:
     """Finds the videos of a split, or of the whole data set.
 
@@ -156,8 +162,7 @@ def find_videos(root: Path, split: str | None, labelled: bool | None = True) -> 
         FileNotFoundError: A folder, list, video or mask is not there; the message names the file.
         ValueError: A list or a video is empty.
     """
-    if not (root / "data").is_dir():
-        raise FileNotFoundError(f"{root / 'data'}: no such folder; is {root} in the VSPW layout?")
+    check_root(root)
     if split is not None:
         names = read_split(root, split)
     else:

@@ -36,7 +36,7 @@ class KindFigures:
     Attributes:
         frames: Number of frames.
         mean_iou: Their mean IoU, in 0..1.
-        consistency: Of the pixels whose label is as in the frame before, the share that is right
+        consistency: Of the pixels whose label is as in the frame before, the fraction that is right
             in both frames, in 0..1: the corrected VC2 of these frames and their predecessors.
     """
 

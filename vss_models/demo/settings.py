@@ -30,6 +30,9 @@ class DemoSettings:
             long trainings; in a short one the per-frame part, which all else builds on, learns too
             little from it, most of all beside MRCFA's four decoders.
         seed: Seed of the data and of all trainings.
+
+    Raises:
+        ValueError: If a number of steps is not positive.
     """
 
     num_train: int = 24
@@ -45,6 +48,11 @@ class DemoSettings:
     street_size: tuple[int, int] = (384, 640)
     auxiliary_weight: float = 2.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("first_steps", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 __all__ = ["FAMILIES", "NAMES", "DemoSettings"]

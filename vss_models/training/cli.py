@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vss_models.checkpoints import Checkpoint, read_checkpoint
+from vss_models.commands.errors import end_with_usage_error
+from vss_models.data import check_root
 from vss_models.training.callbacks import SampleOverlays, TrainingProgressBar
 from vss_models.training.checkpoint_defaults import (
     check_classes,
@@ -28,6 +30,7 @@ from vss_models.training.quiet import quiet_libraries
 from vss_models.training.run import trainer_parts
 from vss_models.training.run_checkpoints import BestCheckpoint, RunCheckpoints
 from vss_models.training.run_folder import RunFolder, check_run_folder, find_checkpoint
+from vss_models.training.settings_check import complaint_about, complaint_about_files
 from vss_models.training.writer import ReportWriter
 
 _MINOR_VERSION = tuple(int(part) for part in metadata.version("jsonargparse").split(".")[:2])
@@ -41,10 +44,7 @@ class _Parser(LightningArgumentParser):
     program = "vss"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(
-            f"{self.program}: {message} (`{self.program} --help` has the options)", file=sys.stderr
-        )
-        raise SystemExit(2) from ex
+        end_with_usage_error(self.program, message)
 
 
 class TrainingCLI(LightningCLI):
@@ -67,6 +67,8 @@ class TrainingCLI(LightningCLI):
         """Makes the parser of the program or of one of its commands."""
         parser = _Parser(**kwargs)
         parser.program = f"vss {self._arguments[0]}"
+        # A misspelt option would be taken for a long one that begins alike.
+        parser.allow_abbrev = False
         parser.add_argument(
             "-c",
             "--config",
@@ -129,6 +131,12 @@ class TrainingCLI(LightningCLI):
                 with_checkpoint_defaults(self._arguments, self._evaluated)
             )
 
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the checkpoint alone, which Lightning reads for settings that ours do not hold.
+
+        It would fail on a damaged file without its name, before the file is read and checked.
+        """
+
     def _evaluated_file(self) -> Path | None:
         """The file of weights that is to be evaluated; None in a training."""
         command = self.config.subcommand
@@ -144,28 +152,32 @@ class TrainingCLI(LightningCLI):
 
         Raises:
             FileExistsError: If the output folder holds another run.
-            FileNotFoundError: If there is no such checkpoint.
+            FileNotFoundError: If there is no such checkpoint or data set.
             ValueError: If the classes of the data are not those of the list or the checkpoint.
-            SystemExit: With status 2 if data or weights are not named.
+            SystemExit: With status 2 if data or weights are not named, or a setting has no value.
         """
         config, parser = self.config[self.subcommand], self._parser(self.subcommand)
+        complaint = complaint_about(config)
+        if complaint is not None:
+            parser.error(complaint)
         if config.data.root is None:
             parser.error(
                 "data.root is not set: give the folder of a data set in the VSPW layout, "
                 "--data.root FOLDER"
             )
-        data = config.data
-        check_classes(Path(data.root), data.label_mapping, data.num_classes, self._evaluated)
         checkpoint = find_checkpoint(Path(config.output), config.ckpt_path)
         config.ckpt_path = None if checkpoint is None else str(checkpoint)
-        if self.subcommand == "fit":
-            check_run_folder(Path(config.output), checkpoint)
         has_weights = config.checkpoint is not None or config.ckpt_path is not None
         if self.subcommand != "fit" and not has_weights and not config.random_weights:
             parser.error(
                 "--checkpoint is missing: a model without trained weights labels at random "
                 "(add --random_weights=true to try just that)"
             )
+        data = config.data
+        check_root(Path(data.root))
+        check_classes(Path(data.root), data.label_mapping, data.num_classes, self._evaluated)
+        if self.subcommand == "fit":
+            check_run_folder(Path(config.output), checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Makes the trainer with the parts every run of this package has."""
@@ -183,7 +195,10 @@ class TrainingCLI(LightningCLI):
         parts = trainer_parts(config.default_root_dir, callbacks, config.plugins, logger)
         if config.enable_progress_bar is not False:
             parts["callbacks"].append(TrainingProgressBar(refresh_rate=1))
-        return super().instantiate_trainer(**parts, **kwargs)
+        try:
+            return super().instantiate_trainer(**parts, **kwargs)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"a setting of the trainer is not valid: {error}") from error
 
 
 def run_cli(arguments: Sequence[str]) -> None:
@@ -201,5 +216,8 @@ def run_cli(arguments: Sequence[str]) -> None:
     except ValueError as error:
         print(f"vss {arguments[0]}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    complaint = complaint_about_files(expanded)
+    if complaint is not None:
+        end_with_usage_error(f"vss {arguments[0]}", complaint)
     with quiet_libraries(), stops_become_signals():
         TrainingCLI(expanded)

@@ -141,6 +141,8 @@ class SegmentationModule(pl.LightningModule):
             raise TypeError(
                 f"the trainer needs a VideoDataModule as datamodule, got {type(data).__name__}"
             )
+        if stage == "fit":
+            self.model.check_size(*data.train_transform.crop, "data.train_transform.crop")
         if data.num_classes != self.model.num_classes:
             raise ValueError(
                 f"the model has {self.model.num_classes} classes, the data {data.num_classes}; "
@@ -299,14 +301,16 @@ class SegmentationModule(pl.LightningModule):
                 "this checkpoint is not from a run of this package; start from its weights with "
                 "--checkpoint instead"
             )
+        is_training = self.trainer.state.fn == TrainerFn.FITTING
         for key, value in self._built_with().items():
-            if saved[key] != value:
+            # The seed decides how a training goes on, and nothing in an evaluation.
+            if saved[key] != value and (is_training or key != "seed"):
                 raise ValueError(
                     f"the checkpoint is of a run with {key}={saved[key]!r}, this one has "
                     f"{value!r}; use the settings the run was started with"
                 )
         self._batches_started = saved["batches_started"]
-        if self.trainer.state.fn != TrainerFn.FITTING:
+        if not is_training:
             warn_of_other_settings(TrainedOn.read(saved), self.model.trained_on)
 
     @property

@@ -21,6 +21,7 @@ from vss_models.training.run_folder import (
     CHECKPOINT_FOLDER,
     LAST_CHECKPOINT,
     LAST_MODEL,
+    RunLogger,
 )
 
 
@@ -108,6 +109,7 @@ class RunCheckpoints(_FolderCheckpoint):
         self._seen_step = 0
         self._has_written_model = False
         self._validation_follows = False
+        self._validation_is_due = False
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -116,10 +118,21 @@ class RunCheckpoints(_FolderCheckpoint):
 
         Lightning would leave it out, unless the checkpoint says that it has begun.
         """
+        progress = _validation_progress(checkpoint)
         if self._validation_follows:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             progress["total"].update(ready=1, started=1, processed=0, completed=0)
             progress["current"].update(ready=0, started=0, processed=0, completed=0)
+        else:
+            # After a resumed run's first validation, Lightning still counts the mark above.
+            done = progress["total"]["processed"]
+            progress["total"].update(ready=done, started=done, completed=done)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remembers whether the checkpoint is from before a validation."""
+        total = _validation_progress(checkpoint)["total"]
+        self._validation_is_due = total["ready"] > total["processed"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remembers where a resumed run starts, and takes over the signals that end it."""
@@ -187,9 +200,12 @@ class RunCheckpoints(_FolderCheckpoint):
         self._signals.stop()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes the model of a run that had nothing left to do, such as one that was killed."""
-        if not self._has_written_model:
-            self._write_model(trainer)
+        """Finishes a run that was killed after its last step: its validation and its model."""
+        if self._has_written_model:
+            return
+        if self._validation_is_due:
+            _validate(trainer)
+        self._write_model(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -220,6 +236,20 @@ class RunCheckpoints(_FolderCheckpoint):
         if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
             requeue()
         raise TrainingStopped(number)
+
+
+def _validation_progress(checkpoint: dict[str, Any]) -> dict[str, dict[str, int]]:
+    return checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+
+
+def _validate(trainer: pl.Trainer) -> None:
+    """Validates outside the training loop, which a trainer without steps left does not enter."""
+    for logger in trainer.loggers:
+        if isinstance(logger, RunLogger):
+            logger.start()
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
 
 
 def _validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
