@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from tests.fuzz.damage import damaged
 from tests.fuzz.harness import Case, command
+from tests.support.tiny_training import OVERRIDES, make_dataset
 from vss_models.training.configs import config_files, config_names
 
 _VALUES: tuple[Any, ...] = (
@@ -34,29 +36,52 @@ _VALUES: tuple[Any, ...] = (
 )
 
 
+_NAMES = [name for name in config_names() if name.endswith("_synthetic")]
+_SHORT = {
+    "data": {
+        "offsets": [-3, -2, -1],
+        "train_transform": {"scale": [96, 96], "crop": [96, 96]},
+        "evaluation_transform": {"scale": [96, 96]},
+    },
+    "model": {"overrides": OVERRIDES},
+    "trainer": {"val_check_interval": 1, "limit_val_batches": 1, "limit_test_batches": 1},
+}
+"""Settings with which a run takes a second."""
+
+
 def configurations(rng: np.random.Generator, folder: Path) -> Iterator[Case]:
-    """Configuration files with damaged text, wrong values, missing or unknown keys."""
-    known = config_names()
+    """Configuration files with damaged text, wrong values, missing or unknown keys.
+
+    There are data, so that what is not refused is run: one step and the evaluation of one frame.
+    """
+    root = make_dataset(folder / "data_set")
     while True:
-        name = known[int(rng.integers(len(known)))]
+        name = _NAMES[int(rng.integers(len(_NAMES)))]
         command_name = ("fit", "test", "validate")[int(rng.integers(3))]
-        path = folder / f"{rng.integers(1 << 60):x}.yaml"
-        files = config_files(name)
-        content = files[int(rng.integers(len(files)))].read_bytes()
+        case = f"{rng.integers(1 << 60):x}"
+        path = folder / f"{case}.yaml"
+        tree: dict[str, Any] = {}
+        for part in (*(yaml.safe_load(file.read_bytes()) for file in config_files(name)), _SHORT):
+            _merge(tree, part)
         if rng.random() < 0.3:
-            kind, content = damaged(content, rng)
+            kind, content = damaged(yaml.safe_dump(tree).encode(), rng)
+            clues = [f"vss {command_name}: "]
         else:
-            tree = yaml.safe_load(content)
             kind = _spoil(tree, rng)
             content = yaml.safe_dump(tree).encode()
+            # What was changed; of a whole group that is gone, what it would have set.
+            *groups, changed = kind.split(" ")[0].removesuffix("_").split(".")
+            clues = [changed] if groups else [changed, "max_steps"]
         path.write_bytes(content)
-        arguments = [command_name, "--config", name, "--config", str(path)]
-        # There are no data: whatever the configuration says, the command ends at once.
-        arguments += ["--data.root", str(folder / "nowhere"), "--output", str(folder / "run")]
+        arguments = [command_name, "--config", str(path), "--data.root", str(root)]
+        # Settings that are not wrong at any number, but may take for ever.
+        arguments += ["--trainer.max_steps=1", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+        arguments += ["--trainer.enable_progress_bar=false", f"--output={folder / case}"]
+        arguments += [] if command_name == "fit" else ["--random_weights=true"]
         yield Case(
             f"{command_name} {name}: {kind}",
             lambda arguments=arguments: command(arguments),
-            (f"vss {command_name}: ",),
+            tuple(clues),
         )
 
 
@@ -108,6 +133,15 @@ def options(rng: np.random.Generator, folder: Path) -> Iterator[Case]:
             lambda arguments=arguments: command(arguments),
             (f"vss {name}",),
         )
+
+
+def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
+    """Writes the settings of one tree over those of another."""
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = copy.deepcopy(value)
 
 
 def _spoil(tree: dict[str, Any], rng: np.random.Generator) -> str:
