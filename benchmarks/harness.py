@@ -14,6 +14,7 @@ from torch import Tensor
 
 import vss_kernels
 from benchmarks.floor import floor
+from benchmarks.results import counts_cpu_time
 from tests.support.memory import graph_pool_memory, peak_memory
 from tests.support.precision import assert_as_accurate_as_eager
 from tests.support.repeats import captured
@@ -48,7 +49,7 @@ def timer() -> float:
     """Seconds, after all work queued on the GPU is done."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return time.process_time() if counts_cpu_time() else time.perf_counter()
 
 
 @contextmanager

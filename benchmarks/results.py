@@ -23,13 +23,22 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def counts_cpu_time() -> bool:
+    """Whether ``VSS_BENCHMARKS_CPU_TIME=1`` asks for the CPU time of all threads.
+
+    That is for a machine that others use too, where the time on the clock says more about them.
+    """
+    return os.environ.get("VSS_BENCHMARKS_CPU_TIME") == "1" and not torch.cuda.is_available()
+
+
 def device_name() -> str:
-    """Returns the GPU's name, or the CPU's kind and thread count, and a chosen instruction set."""
+    """Returns the GPU's name, or the CPU's kind and thread count, and how it was used."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
     isa = os.environ.get("VSS_KERNELS_ISA", "")
-    chosen = f", {isa}" if isa else ""
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads{chosen}"
+    name = f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return name + (f", {isa}" if isa else "") + (", CPU time" if counts_cpu_time() else "")
 
 
 def driver_version() -> str:

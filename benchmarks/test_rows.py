@@ -6,13 +6,15 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks.harness import Comparison
-from benchmarks.results import append_rows
+from benchmarks.harness import Comparison, timer
+from benchmarks.results import append_rows, device_name
 from tests.support.failing_writes import assert_a_failure_changes_nothing
 from tests.support.memory import graph_pool_memory
 
@@ -62,6 +64,20 @@ def test_rows_are_as_they_were_when_writing_fails(tmp_path, monkeypatch):
         tmp_path,
         monkeypatch,
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's time is that on the clock")
+def test_rows_of_cpu_time_stand_apart(monkeypatch):
+    usual = device_name()
+    monkeypatch.setenv("VSS_BENCHMARKS_CPU_TIME", "1")
+    assert device_name() == f"{usual}, CPU time"
+    before = timer()
+    time.sleep(0.3)
+    assert timer() - before < 0.2
+    monkeypatch.delenv("VSS_BENCHMARKS_CPU_TIME")
+    before = timer()
+    time.sleep(0.3)
+    assert timer() - before >= 0.3
 
 
 def test_every_benchmark_of_a_gpu_runs_dry_and_writes_its_row_at_once(tmp_path):
