@@ -19,6 +19,8 @@ from vss_models.cli import main
         ({"data": {"train_transform": {"crop": None}}}, 2, "data.train_transform.crop must not"),
         ({"checkpoints": []}, 2, "FILE: checkpoints must hold settings, NAME: VALUE, got []"),
         ({"model": -1}, 2, "FILE: model must hold settings, NAME: VALUE, got -1"),
+        ({"model": "\0"}, 2, "FILE: model must not hold a null character"),
+        ({"model": {"optimizer": "\0"}}, 2, "FILE: model.optimizer must not hold a null"),
         ({"trainer": [1]}, 2, "FILE: trainer must hold settings, NAME: VALUE, got [1]"),
         ({"seed": 10**30}, 2, "seed must be from 0 to 9223372036854775807, got 1000"),
         ({"seed": -1}, 2, "seed must be from 0 to 9223372036854775807, got -1"),

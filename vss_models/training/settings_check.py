@@ -76,7 +76,18 @@ def complaint_about_files(arguments: Sequence[str]) -> str | None:
             group = settings.get(name, {}) if isinstance(settings, dict) else {}
             if not isinstance(group, dict | str):  # a word is another file, with these settings
                 return f"{value}: {name} must hold settings, NAME: VALUE, got {group!r}"
+            broken = _with_null_character(name, group)
+            if broken is not None:
+                return f"{value}: {broken} must not hold a null character"
     return None
+
+
+def _with_null_character(name: str, setting: Any) -> str | None:
+    """Finds text that no file system takes, which the parser tries as the name of a file."""
+    if isinstance(setting, dict):
+        found = (_with_null_character(f"{name}.{key}", value) for key, value in setting.items())
+        return next((path for path in found if path is not None), None)
+    return name if isinstance(setting, str) and "\0" in setting else None
 
 
 def _complaint(name: str, settings: Any, taker: type) -> str | None:
