@@ -86,9 +86,11 @@ class Operator:
         if forced is not None:
             return self._demand(forced, *args)
         for implementation in self.implementations:
-            reason = _refusal(implementation, *args)
+            reason = implementation.available()
             if reason is None:
-                return implementation
+                reason = implementation.can_run(*args)
+                if reason is None:
+                    return implementation
             if not torch.compiler.is_compiling():
                 self._log_once(implementation.backend, reason)
         raise BackendError(f"{self.name}: no backend can run these arguments")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numbers
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -53,13 +54,16 @@ def check_tensor(operator: str, name: str, value: object, layout: str) -> None:
 
 def check_shape(operator: str, name: str, tensor: Tensor, expected: Sequence[int | None]) -> None:
     """Raises ``ValueError`` unless the shape equals ``expected``, where ``None`` fits any size."""
-    shape = tuple(tensor.shape)
-    fits = len(shape) == len(expected) and all(
-        want is None or have == want for have, want in zip(shape, expected, strict=True)
-    )
+    shape = tensor.shape
+    if shape == expected:  # the usual case, where all sizes are given
+        return
+    fits = len(shape) == len(expected)
+    if fits:
+        for have, want in zip(shape, expected, strict=True):
+            fits = fits and (want is None or have == want)
     if not fits:
         text = ", ".join("any" if size is None else str(size) for size in expected)
-        raise ValueError(f"{operator}: {name} must have shape ({text}), got {shape}")
+        raise ValueError(f"{operator}: {name} must have shape ({text}), got {tuple(shape)}")
 
 
 def check_same_kind(operator: str, **tensors: Tensor) -> None:
@@ -70,20 +74,21 @@ def check_same_kind(operator: str, **tensors: Tensor) -> None:
         ValueError: The devices differ.
     """
     first_name, first = next(iter(tensors.items()))
+    dtype, device = first.dtype, first.device
     for name, tensor in tensors.items():
         if tensor.dtype not in SUPPORTED_DTYPES:
             raise TypeError(
                 f"{operator}: {name} must be float32, float16, bfloat16 or float64, "
                 f"got {tensor.dtype}"
             )
-        if tensor.dtype != first.dtype:
+        if tensor.dtype != dtype:
             raise TypeError(
-                f"{operator}: {name} is {tensor.dtype} but {first_name} is {first.dtype}; "
+                f"{operator}: {name} is {tensor.dtype} but {first_name} is {dtype}; "
                 "cast them to one dtype, or call the operator under torch.autocast"
             )
-        if tensor.device != first.device:
+        if tensor.device != device:
             raise ValueError(
-                f"{operator}: {name} is on {tensor.device} but {first_name} is on {first.device}; "
+                f"{operator}: {name} is on {tensor.device} but {first_name} is on {device}; "
                 "move them to one device"
             )
 
@@ -102,9 +107,15 @@ def values_are_checked(tensor: Tensor) -> bool:
 def check_range(operator: str, name: str, tensor: Tensor, low: int, high: int) -> None:
     """Raises ``ValueError`` if an integer tensor has a value outside ``[low, high)``.
 
-    Does nothing where :func:`values_are_checked` is false.
+    Does nothing where :func:`values_are_checked` is false, nor where the tensor that was checked
+    last comes again unchanged, as one choice of tokens does for each of several scales.
     """
+    global _last_in_range
     if tensor.numel() == 0 or not values_are_checked(tensor):
+        return
+    state = None if tensor.is_inference() else (low, high, tensor._version)
+    last, last_state = _last_in_range
+    if state is not None and state == last_state and last() is tensor:
         return
     smallest, largest = (int(value) for value in torch.aminmax(tensor))
     if smallest < low or largest >= high:
@@ -112,6 +123,12 @@ def check_range(operator: str, name: str, tensor: Tensor, low: int, high: int) -
             f"{operator}: {name} must lie in [{low}, {high}), got values from "
             f"{smallest} to {largest}"
         )
+    _last_in_range = weakref.ref(tensor), state
+
+
+_last_in_range: tuple[Callable[[], Tensor | None], tuple[int, int, int] | None]
+_last_in_range = (lambda: None), None
+"""The tensor that :func:`check_range` checked last, and the bounds and its version then."""
 
 
 def check_index(operator: str, index: object, tokens: Tensor) -> None:

@@ -20,6 +20,7 @@ CHANNEL_MULTIPLE = 8
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
+_NO_DEVICE = nullcontext()
 _has_device: bool | None = None
 
 
@@ -68,7 +69,7 @@ def refuses_tokens(tokens: Tensor) -> str | None:
 
 def device_of(tensor: Tensor) -> AbstractContextManager[None]:
     """A context in which kernels are launched on ``tensor``'s device."""
-    return torch.cuda.device_of(tensor) if tensor.is_cuda else nullcontext()
+    return torch.cuda.device_of(tensor) if tensor.is_cuda else _NO_DEVICE
 
 
 def cdiv(size: int, block: int) -> int:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vss_kernels._runtime import triton_support
 from vss_kernels._runtime.autocast import without_autocast
-from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
+from vss_kernels._runtime.registration import python_operator
 from vss_kernels._runtime.triton_support import cdiv, device_of
 from vss_kernels.add_layer_norm import eager
 
@@ -27,7 +27,7 @@ def _tile(channels: int) -> tuple[int, int]:
     return max(1, _TILE // width), width
 
 
-@torch.library.custom_op("vss_kernels::add_layer_norm", mutates_args=())
+@python_operator("add_layer_norm")
 def add_layer_norm(
     x: Tensor,
     weight: Tensor,
@@ -61,7 +61,7 @@ def add_layer_norm(
     return total, out, statistics
 
 
-@torch.library.custom_op("vss_kernels::add_layer_norm_backward", mutates_args=())
+@python_operator("add_layer_norm_backward")
 def add_layer_norm_backward(
     grad_total: Tensor | None,
     grad_out: Tensor,
@@ -161,7 +161,7 @@ def _backward(
 
 
 add_layer_norm.register_autograd(_backward, setup_context=_setup_context)
-forbid_second_derivative("add_layer_norm")
+add_layer_norm_backward.forbid_derivative("add_layer_norm")
 
 
 def _run_triton(

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from vss_kernels._runtime import triton_support
 from vss_kernels._runtime.autocast import without_autocast
-from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
+from vss_kernels._runtime.registration import python_operator
 from vss_kernels._runtime.token_rows import place_rows, split_positions
 from vss_kernels._runtime.triton_support import cdiv, device_of, dot_precision
 from vss_kernels.attend_selected import eager
 
 
-@torch.library.custom_op("vss_kernels::attend_selected", mutates_args=())
+@python_operator("attend_selected")
 def attend_selected(affinity: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax, gather and product in one launch; also the softmax's statistics (B,R,2,Q)."""
     from vss_kernels.attend_selected import triton_kernels as kernels
@@ -38,7 +38,7 @@ def attend_selected(affinity: Tensor, value: Tensor, index: Tensor) -> tuple[Ten
     return out, statistics
 
 
-@torch.library.custom_op("vss_kernels::attend_selected_backward", mutates_args=())
+@python_operator("attend_selected_backward")
 def attend_selected_backward(
     grad: Tensor,
     affinity: Tensor,
@@ -128,7 +128,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 
 
 attend_selected.register_autograd(_backward, setup_context=_setup_context)
-forbid_second_derivative("attend_selected")
+attend_selected_backward.forbid_derivative("attend_selected")
 
 
 def _can_run(affinity: Tensor, value: Tensor, index: Tensor) -> str | None:

@@ -6,6 +6,7 @@ itself, so that tracing sees neither the tables nor how they are kept.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -13,15 +14,16 @@ from torch import Tensor
 
 from vss_kernels._runtime import native, triton_support
 from vss_kernels._runtime.autocast import without_autocast
-from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
+from vss_kernels._runtime.registration import python_operator
 from vss_kernels.focal_attention import eager, triton_launch
 from vss_kernels.focal_attention.geometry import FocalGeometry, PooledLevel
 from vss_kernels.focal_attention.key_value_layout import Context, as_buffer, as_maps
 from vss_kernels.focal_attention.tables import inverse_tables, key_tables
 
 
-def _geometry(settings: list[int]) -> FocalGeometry:
+@functools.cache
+def _geometry(settings: tuple[int, ...]) -> FocalGeometry:
     """The geometry from window, expand, and kernel and stride of each pooled map."""
     window, expand, *levels = settings
     pooled = tuple(PooledLevel(*level) for level in zip(levels[::2], levels[1::2], strict=True))
@@ -34,7 +36,7 @@ def geometry_settings(geometry: FocalGeometry) -> list[int]:
     return [geometry.window, geometry.expand, *levels]
 
 
-@torch.library.custom_op("vss_kernels::focal_attention", mutates_args=())
+@python_operator("focal_attention")
 def focal_attention(
     query: Tensor,
     key_value: Tensor,
@@ -49,14 +51,14 @@ def focal_attention(
     Also returns what the backward pass computes the softmax from: the largest logits and one over
     the sums of the exponentials relative to them, (B,heads,windows,2,P).
     """
-    geometry = _geometry(settings)
+    geometry = _geometry(tuple(settings))
     table = key_tables.get(geometry, (rows, columns), query.device)
     if use_triton:
         return triton_launch.attend(query, key_value, bias, table)
     return torch.ops.vss_kernels.focal_attend(query, key_value, bias, table)
 
 
-@torch.library.custom_op("vss_kernels::focal_attention_backward", mutates_args=())
+@python_operator("focal_attention_backward")
 def focal_attention_backward(
     grad: Tensor,
     query: Tensor,
@@ -70,7 +72,7 @@ def focal_attention_backward(
     use_triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key_value and bias."""
-    geometry = _geometry(settings)
+    geometry = _geometry(tuple(settings))
     table = key_tables.get(geometry, (rows, columns), query.device)
     if use_triton:
         inverse = inverse_tables.get(geometry, (rows, columns), query.device)
@@ -123,7 +125,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
 
 
 focal_attention.register_autograd(_backward, setup_context=_setup_context)
-forbid_second_derivative("focal_attention")
+focal_attention_backward.forbid_derivative("focal_attention")
 
 
 def _run_fused(

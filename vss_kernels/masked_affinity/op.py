@@ -9,14 +9,14 @@ from torch import Tensor
 
 from vss_kernels._runtime import triton_support
 from vss_kernels._runtime.autocast import without_autocast
-from vss_kernels._runtime.autograd import forbid_second_derivative
 from vss_kernels._runtime.backends import Implementation, Operator, always
+from vss_kernels._runtime.registration import python_operator
 from vss_kernels._runtime.token_rows import place_rows, split_positions
 from vss_kernels._runtime.triton_support import cdiv, device_of, dot_precision
 from vss_kernels.masked_affinity import eager
 
 
-@torch.library.custom_op("vss_kernels::masked_affinity", mutates_args=())
+@python_operator("masked_affinity")
 def masked_affinity(target: Tensor, reference: Tensor, index: Tensor) -> Tensor:
     """Gathers and multiplies in one launch."""
     from vss_kernels.masked_affinity import triton_kernels as kernels
@@ -35,7 +35,7 @@ def masked_affinity(target: Tensor, reference: Tensor, index: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("vss_kernels::masked_affinity_backward", mutates_args=())
+@python_operator("masked_affinity_backward")
 def masked_affinity_backward(
     grad: Tensor, target: Tensor, reference: Tensor, index: Tensor, needs: list[bool]
 ) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 masked_affinity.register_autograd(_backward, setup_context=_setup_context)
-forbid_second_derivative("masked_affinity")
+masked_affinity_backward.forbid_derivative("masked_affinity")
 
 
 def _can_run(target: Tensor, *_: Any) -> str | None:

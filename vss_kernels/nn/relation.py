@@ -66,10 +66,13 @@ class ConvNorm(nn.Module):
 
     def layer(self) -> ConvNormLayer:
         """Returns the parameters as the operator takes them."""
-        conv, norm = self.conv, self.norm
-        bias = conv.bias
-        assert bias is not None
-        return ConvNormLayer(conv.weight, bias, norm.weight, norm.bias)
+        conv, norm = self._modules["conv"], self._modules["norm"]
+        assert conv is not None
+        assert norm is not None
+        return ConvNormLayer(
+            _parameter(conv, "weight"), _parameter(conv, "bias"),
+            _parameter(norm, "weight"), _parameter(norm, "bias"),
+        )  # fmt: skip
 
 
 class AffinityAggregation(nn.Module):
@@ -135,6 +138,15 @@ def _build(chain: Chain) -> nn.ModuleList:
     return nn.ModuleList([ConvNorm(*layer) for layer in chain])
 
 
+def _parameter(module: nn.Module, name: str) -> Tensor:
+    """A parameter, or what a parametrization makes in its place.
+
+    Looked up directly where it is one: a model has dozens, and ``nn.Module`` searches for each.
+    """
+    parameter = module._parameters.get(name)
+    return getattr(module, name) if parameter is None else parameter
+
+
 def _layers(chain: nn.ModuleList) -> tuple[ConvNormLayer, ...]:
     return tuple(module.layer() for module in chain)  # type: ignore[operator]
 
@@ -166,16 +178,17 @@ def relate(
     # A tiny frame has fewer target positions than voters; then all of them vote.
     top = min(top, coarse_target.shape[1])
     index = select_tokens(coarse_target, projected_references[-1], num_selected, top)
+    batch, frames, selected = index.shape
+    maps = batch * frames * selected
     fine, middle, coarse = (
-        masked_affinity(target, reference, index)  # (B, R, S, Q_s)
-        .flatten(0, 2)
-        .unflatten(1, size)  # (B*R*S, h_s, w_s)
+        masked_affinity(target, reference, index).view(maps, *size)  # from (B, R, S, Q_s)
         for target, reference, size in zip(
             projected_target, projected_references, target_sizes, strict=True
         )
     )
     refined = aggregate_affinity(coarse, middle, fine, weights)  # (B*R*S, h_8, w_8)
-    return refined.flatten(1).unflatten(0, index.shape), index
+    height, width = target_sizes[0]
+    return refined.view(batch, frames, selected, height * width), index
 
 
 class RelationAffinity(nn.Module):

@@ -8,6 +8,7 @@ from torch import Tensor
 from vss_kernels._runtime import triton_support
 from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.backends import Implementation, Operator, always
+from vss_kernels._runtime.registration import python_operator
 from vss_kernels._runtime.token_rows import split_positions
 from vss_kernels._runtime.triton_support import cdiv, device_of, refuses_tokens
 from vss_kernels.select_tokens import eager
@@ -15,7 +16,7 @@ from vss_kernels.select_tokens import eager
 LARGEST_TOP = 128
 
 
-@torch.library.custom_op("vss_kernels::select_tokens", mutates_args=())
+@python_operator("select_tokens")
 def select_tokens(target: Tensor, reference: Tensor, num_selected: int, top: int) -> Tensor:
     """Chooses tokens in three launches: scores of all frames' tokens in two, then the choice."""
     from vss_kernels.select_tokens import triton_kernels as kernels
