@@ -153,7 +153,8 @@ def extension_arguments(torch: object) -> dict[str, object]:
         "-Wno-unknown-pragmas",
         "-Wno-pass-failed",  # of clang, about loops whose length it cannot see
     ]
-    link_flags = ["-fopenmp"]
+    # Neither debug information, which Python's own flags may ask for, nor names nobody looks up.
+    link_flags = ["-fopenmp"] if sanitize else ["-fopenmp", "-s"]
     if sanitize:
         flags += [*SANITIZE_FLAGS[sanitize], "-g1", "-O1", "-DVSS_SMALL_CODE"]
         link_flags += SANITIZE_FLAGS[sanitize]
