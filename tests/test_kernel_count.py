@@ -10,20 +10,26 @@ from tests.support.recorded_calls import RecordedCalls
 from vss_models import ClipLoss, create_model
 from vss_models.data import EvaluationTransform
 from vss_models.inference.frame_program import FrameProgram, LabelSize
+from vss_models.training.optim import OptimizerSettings, build_optimizer
 from vss_models.training.step import TrainingStep
 
 
 def step_kernels(name: str) -> KernelCounter:
-    """Counts the kernels of forward, loss and backward of two clips of 4 frames, 480x480."""
+    """Counts the kernels of a whole step with two clips of 4 frames, 480x480, in bfloat16."""
     with traced() as counter:
         with torch.autocast("cpu", enabled=False):
             model = create_model(name, 124).train()
             clip = torch.empty(2, 4, 3, 480, 480)
             labels = torch.empty(2, 4, 480, 480, dtype=torch.uint8)
+            optimizer, _ = build_optimizer(model, OptimizerSettings(), 10)
+            for group in optimizer.param_groups:
+                group.update(fused=True, foreach=False)  # as on a GPU
         step = TrainingStep(model, ClipLoss())
         step(clip, labels)  # makes the buffer of gradients
+        optimizer.step()  # and this its moments
         counter.kernels.clear()
         step(clip, labels)
+        optimizer.step()
     return counter
 
 
@@ -31,6 +37,7 @@ def step_kernels(name: str) -> KernelCounter:
 def test_a_training_step_launches_few_kernels(name: str, most: int) -> None:
     counter = step_kernels(name)
     assert counter.kernels["vss_kernels.add_layer_norm.default"] > 0  # the GPU's operators ran
+    assert counter.kernels["_fused_adamw_.default"] > 0
     assert counter.total <= most, counter.kernels.most_common()
 
 

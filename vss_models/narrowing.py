@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def narrowed_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
@@ -41,4 +42,16 @@ def narrowed_parameters(model: nn.Module) -> list[str]:
     ]
 
 
-__all__ = ["narrowed_layers", "narrowed_parameters"]
+def narrowed(tensor: Tensor) -> Tensor:
+    """Casts a tensor as autocast would for a matrix product; returns it where there is none.
+
+    For what is expanded before the product: a gradient is to be rounded once it is summed up, as
+    that of any layer is, and not before.
+    """
+    kind = tensor.device.type
+    if not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(kind))
+
+
+__all__ = ["narrowed", "narrowed_layers", "narrowed_parameters"]

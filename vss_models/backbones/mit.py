@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vss_kernels import add_layer_norm
+from vss_models.backbones.query_groups import attend_in_groups, num_groups
 
 BLOCK_NORM_EPS = 1e-6
 """LayerNorm eps in the blocks and at the end of each stage."""
@@ -101,11 +102,13 @@ class ReducedAttention(nn.Module):
             reduced = reduce_patches(self.reduction, x)
             _, context = add_and_norm(reduced, None, self.reduction_norm)
         head_shape = (self.num_heads, dim // self.num_heads)
-        query = self.query(x).reshape(n, height * width, *head_shape).transpose(1, 2)
+        query = self.query(x).reshape(n, height * width, *head_shape)
         key_value = self.key_value(context).reshape(n, -1, 2, *head_shape)
-        key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return self.projection(attended.transpose(1, 2).reshape(n, height, width, dim))
+        groups = 1
+        if x.is_cuda and torch.is_grad_enabled() and key_value.requires_grad:
+            groups = num_groups(n, self.num_heads, height * width, key_value.shape[1])
+        attended = attend_in_groups(query, key_value, groups)
+        return self.projection(attended.reshape(n, height, width, dim))
 
 
 class MixFeedForward(nn.Module):

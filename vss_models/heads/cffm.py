@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vss_kernels.nn import FocalBlock
 from vss_kernels.nn.resizing import resize
+from vss_models.heads.classifier import Classifier
 from vss_models.heads.segformer import (
     ClipLogits,
     FrameState,
@@ -69,7 +70,7 @@ class CFFMHead(SegFormerHead):
             )
             for _ in range(focal_blocks)
         )
-        self.target_classifier = nn.Conv2d(2 * embed_dim, num_classes, 1)
+        self.target_classifier = Classifier(2 * embed_dim, num_classes)
 
     def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:
         """Segments clips; see `SegFormerHead.forward`. M = 1 target prediction in training."""
@@ -136,7 +137,7 @@ class CFFMHead(SegFormerHead):
         for block in self.blocks:
             refined = block(refined, references)
         both = torch.cat([target, refined.permute(0, 3, 1, 2)], dim=1)
-        return resize(self.target_classifier(self.dropout(both)), size)
+        return resize(self.target_classifier(both, self.dropout), size)
 
 
 def _halve(fused: Tensor) -> Tensor:

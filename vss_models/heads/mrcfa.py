@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vss_kernels import attend_selected
 from vss_kernels.nn import AggregationLayers, RelationAffinity
 from vss_kernels.nn.resizing import resize
+from vss_models.heads.classifier import Classifier, classify_each
 from vss_models.heads.segformer import (
     ClipLogits,
     FrameState,
@@ -86,7 +87,7 @@ class MRCFAHead(SegFormerHead):
         self.value = nn.Conv2d(embed_dim, embed_dim, 4, stride=4)
         self.relation = RelationAffinity((at_8, at_16, at_32), aggregation_layers, keep)
         self.decoders = nn.ModuleList(
-            nn.Conv2d(embed_dim, num_classes, 1) for _ in range(num_references + 1)
+            Classifier(embed_dim, num_classes) for _ in range(num_references + 1)
         )
 
     def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:
@@ -105,14 +106,13 @@ class MRCFAHead(SegFormerHead):
         size = fused.shape[-2:]
         if not self.training:
             return self._decode_final(answers, target, size)
-        maps = answers.mT.unflatten(3, target.sizes[0])
-        per_reference = [
-            resize(self.decoders[i](self.dropout(answer)), size)
-            for i, answer in enumerate(maps.unbind(1))
-        ]
-        final = self._decode_final(answers, target, size)
+        *decoders, last = cast(Iterable[Classifier], self.decoders)
+        per_reference = classify_each(decoders, answers.mT, self.dropout)
+        final = last.classify(self._summary(answers, target), self.dropout)
+        logits = torch.cat([per_reference, final.unsqueeze(1)], dim=1)
+        maps = resize(logits.flatten(0, 1).unflatten(2, target.sizes[0]), size)
         per_frame = split_clips(self.classify(fused), num_clips)
-        return ClipLogits(per_frame, torch.stack([*per_reference, final], dim=1))
+        return ClipLogits(per_frame, split_clips(maps, num_clips))
 
     @torch.no_grad()
     def start_as_per_frame(self) -> None:
@@ -175,9 +175,15 @@ class MRCFAHead(SegFormerHead):
         return attend_selected(affinity, references.values, index)
 
     def _decode_final(self, answers: Tensor, target: RelationTarget, size: Sequence[int]) -> Tensor:
+        last = cast(Classifier, self.decoders[-1])
+        logits = last.classify(self._summary(answers, target), self.dropout)
+        return resize(logits.unflatten(2, target.sizes[0]), size)
+
+    @staticmethod
+    def _summary(answers: Tensor, target: RelationTarget) -> Tensor:
+        """The target's features and what all references say of them, (B, E, Q)."""
         # The mean is of adjacent numbers as long as the answers are not turned into maps yet.
-        summary = target.fused + answers.mean(dim=1).mT.unflatten(2, target.sizes[0])
-        return resize(self.decoders[-1](self.dropout(summary)), size)
+        return target.fused.flatten(2) + answers.mean(dim=1).mT
 
 
 __all__ = ["MRCFAHead", "RelationReference", "RelationTarget"]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from vss_models.heads.classifier import Classifier
 from vss_models.heads.fusion import PyramidFusion
 
 
@@ -63,11 +64,12 @@ class SegFormerHead(nn.Module):
         self.num_classes = num_classes
         self.fusion = PyramidFusion(channels, embed_dim, fusion)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(embed_dim, num_classes, 1)
+        self.classifier = Classifier(embed_dim, num_classes)
 
     def classify(self, fused: Tensor) -> Tensor:
         """Turns fused features (N, E, h, w) into per-frame logits (N, K, h, w)."""
-        return self.classifier(self.dropout(fused))
+        logits: Tensor = self.classifier(fused, self.dropout)
+        return logits
 
     def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:
         """Segments clips from the features of all their frames.
