@@ -3,7 +3,8 @@
 The baseline, "eager", is clip prediction with the published programs' arithmetic: for every frame
 the clip's four frames pass the encoder as one batch, features are concatenated before they are
 mixed, and two resizes and argmax make labels of the logits, all on eager operators. "clip" is
-``model(clip)`` as it runs by default, on the operators that are chosen here.
+``model(clip)`` as it runs by default, on the operators that are chosen here. All of these begin
+with a normalised frame on the device; "from bytes" begins with a camera's frame on the host.
 """
 
 from __future__ import annotations
@@ -24,16 +25,20 @@ from benchmarks.harness import (
 )
 from vss_kernels import upsample_argmax
 from vss_models import create_model
+from vss_models.data import EvaluationTransform
 from vss_models.inference.streaming import StreamingSegmenter
 
 CLASSES = 124
 SIZE, NETWORK_SIZE = ((60, 50), (64, 64)) if DRY_RUN else ((480, 853), (480, 864))
 MODELS = ("mrcfa_b0", "cffm_b0") if DRY_RUN else ("mrcfa_b1", "cffm_b1")
-SETTINGS = {"streaming eager": {}, "streaming": {}}
+SETTINGS = {"streaming eager": {}, "streaming": {}, "streaming from bytes": {}}
 if ON_GPU:
     SETTINGS["streaming compiled"] = {"compile": "inductor"}
     SETTINGS["streaming cuda-graph"] = {"compile": "cuda-graph"}
-    SETTINGS["streaming bfloat16 cuda-graph"] = {"compile": "cuda-graph", "precision": "bfloat16"}
+    SETTINGS["streaming from bytes cuda-graph"] = {"compile": "cuda-graph"}
+    reduced_graph = {"compile": "cuda-graph", "precision": "bfloat16"}
+    SETTINGS["streaming bfloat16 cuda-graph"] = reduced_graph
+    SETTINGS["streaming from bytes bfloat16 cuda-graph"] = reduced_graph
 
 
 def make_model(name, fusion):
@@ -63,9 +68,15 @@ def bench_streaming(name, implementation, benchmark):
         with torch.inference_mode():
             if implementation in SETTINGS:
                 settings = {} if DRY_RUN else SETTINGS[implementation]
-                stream = StreamingSegmenter(model, **settings)
+                stream = StreamingSegmenter(model, transform=EvaluationTransform(None), **settings)
                 logits = [stream.step_logits(frame) for frame in frames][-1]
-                run = functools.partial(stream.step, frames[-1], SIZE)
+                frame = frames[-1]
+                if "from bytes" in implementation:
+                    frame = torch.randint(256, (*SIZE, 3), dtype=torch.uint8)
+                    stream.reset()
+                    for _ in frames:
+                        stream.step(frame)
+                run = functools.partial(stream.step, frame, SIZE)
             else:
                 logits = model(clip)
                 run = functools.partial(clip_labels, model, clip)
