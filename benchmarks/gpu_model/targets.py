@@ -92,12 +92,14 @@ TARGETS = (
         "pixel and class",
         (
             Part(
-                "LossTile<float>",
+                "LossPatches<float>",
                 "MUFU",
-                threads=160,
-                units_per_pass=16,
+                threads=128,
+                # 2 classes of 16 labels; 31 of 32 lanes, and 121 of 124 patches in a row, of whose
+                # 484 labels 480 exist.
+                units_per_pass=32 * 31 / 32 * 121 / 124 * (480 / 484) ** 2,
                 units=LOSS_UNITS,
-                path=("MUFU",),
+                path=("LDG", "SHFL"),
             ),
         ),
         instructions=6,
@@ -109,14 +111,17 @@ TARGETS = (
         "pixel and class",
         (
             Part(
-                "LossTileBackward<float>",
-                "MUFU",
+                "LossPatchesBackward<float, true>",
+                "STS",
                 threads=128,
-                # 4 label rows of 8 classes; 30 of 32 lanes.
-                units_per_pass=32 * 30 / 32,
+                # 16 classes of 16 labels; 30 of 32 lanes, 30 of 31 rows of patches, 124 of 128
+                # classes.
+                units_per_pass=256 * 30 / 32 * 30 / 31 * 124 / 128,
                 units=LOSS_UNITS,
-                up=2,
-                trips=(1, 1, 4, 1, 1, 1),
+                up=1,
+                trips=(1,),
+                path=("MUFU", "LDG", "SHFL", "STG"),
+                shared_bytes=4 * (2 * 2 * 16 * 32 + 32),
             ),
         ),
         instructions=13,

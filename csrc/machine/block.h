@@ -52,7 +52,9 @@ VSS_INLINE void begin_worker(const F& f, const Block& block) {
 //   rank(), size()         its number in the block, and how many there are
 //   wait(line)             returns once all threads of the block are here
 //   exchange(values, mask) swaps the values with the thread of its warp whose rank differs by
-//   `mask`
+//                          `mask`
+//   shift<kBy>(values)     takes over the values of the thread that is kBy ranks on in its warp;
+//                          where there is none, the values stay
 template <typename Thread>
 class SharedBlock {
  public:
@@ -92,6 +94,11 @@ class SharedBlock {
   template <int kCount>
   VSS_DEVICE void exchange(float (&values)[kCount], int mask) const {
     thread_.exchange(values, mask);
+  }
+
+  template <int kBy, int kCount>
+  VSS_DEVICE void shift(float (&values)[kCount]) const {
+    thread_.template shift<kBy>(values);
   }
 
   VSS_DEVICE float* scratch() const { return shared_ + kReserved; }

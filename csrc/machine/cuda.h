@@ -16,6 +16,15 @@ class CudaThread {
 #pragma unroll
     for (int n = 0; n < kCount; ++n) values[n] = __shfl_xor_sync(0xffffffffu, values[n], mask);
   }
+
+  template <int kBy, int kCount>
+  __device__ void shift(float (&values)[kCount]) const {
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+      if constexpr (kBy < 0) values[n] = __shfl_up_sync(0xffffffffu, values[n], -kBy);
+      if constexpr (kBy > 0) values[n] = __shfl_down_sync(0xffffffffu, values[n], kBy);
+    }
+  }
 };
 
 using Block = SharedBlock<CudaThread>;

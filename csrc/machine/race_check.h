@@ -37,11 +37,12 @@ class Team {
     std::abort();
   }
 
-  void exchange(int rank, float* values, int count, int mask) {
+  // Gives the thread's values to its warp and takes over those of the thread `from`.
+  void exchange(int rank, float* values, int count, int from) {
     std::barrier<>& warp = *warps_[rank / kWarp];
     std::copy_n(values, count, &given_[rank * kMostValues]);
     warp.arrive_and_wait();
-    std::copy_n(&given_[(rank ^ mask) * kMostValues], count, values);
+    std::copy_n(&given_[from * kMostValues], count, values);
     warp.arrive_and_wait();
   }
 
@@ -64,7 +65,15 @@ class TeamThread {
   template <int kCount>
   void exchange(float (&values)[kCount], int mask) const {
     static_assert(kCount <= Team::kMostValues);
-    team_->exchange(rank_, values, kCount, mask);
+    team_->exchange(rank_, values, kCount, rank_ ^ mask);
+  }
+
+  template <int kBy, int kCount>
+  void shift(float (&values)[kCount]) const {
+    static_assert(kCount <= Team::kMostValues);
+    const int lane = rank_ % Team::kWarp + kBy;
+    const bool is_there = lane >= 0 && lane < Team::kWarp;
+    team_->exchange(rank_, values, kCount, is_there ? rank_ + kBy : rank_);
   }
 
  private:

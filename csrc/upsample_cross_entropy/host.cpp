@@ -1,8 +1,9 @@
 // upsample_cross_entropy on every machine: checks, geometry and launches of the kernels in kernel.h
-// and backward.h.
+// and backward.h or, on a GPU, those for labels of four times the sides (gpu_ratio_four.h).
 #include "../machine/machine.h"
 
 #include "backward.h"
+#include "gpu_ratio_four_backward.h"
 #include "kernel.h"
 
 namespace vss::inline VSS_MACHINE::upsample_cross_entropy {
@@ -37,6 +38,13 @@ Reduction parse_reduction(std::string_view name) {
 
 Strides pixel_strides(const at::Tensor& pixels) {
   return {pixels.stride(0), 0, pixels.stride(1), pixels.stride(2)};
+}
+
+// A tensor (N, H, W) itself, or a copy that the kernels for one ratio can index.
+at::Tensor narrow_pixels(const at::Tensor& pixels) {
+  return fits_32_bits(pixel_strides(pixels), 0, pixels.size(1), pixels.size(2))
+             ? pixels
+             : pixels.contiguous();
 }
 
 // The checked tensors, kept alive while a kernel reads them.
@@ -82,18 +90,35 @@ LossInputs loss_inputs(const at::Tensor& logits, const at::Tensor& labels,
     }
   }
   g.tile = kGpu ? tile_width(labels.size(2), kForwardThreads, 32) : labels.size(2);
+  if (takes_patches(g)) {
+    if (!fits_32_bits(g.strides, g.classes, g.vertical.size, g.horizontal.size)) {
+      in.logits = in.logits.contiguous();
+      g.strides = strides_of(in.logits);
+    }
+    in.labels = narrow_pixels(labels);
+    g.labels.data = in.labels.const_data_ptr();
+    g.labels.strides = pixel_strides(in.labels);
+  }
   return in;
 }
 
 struct LossResults {
   at::Tensor loss;      // () or, without reduction, (N, H, W)
-  at::Tensor log_sums;  // (N, H, W)
+  at::Tensor log_sums;  // (N, H, W), as this machine's backward pass wants them
   at::Tensor scale;     // (): what a pixel's loss counts in the reduced one
   at::Tensor parts;     // (blocks, 2): sums of the losses and weights of each tile; or no rows
 
   float* losses() const { return loss.dim() == 3 ? loss.mutable_data_ptr<float>() : nullptr; }
   float* tile_sums() const { return loss.dim() == 3 ? nullptr : parts.mutable_data_ptr<float>(); }
 };
+
+// How many blocks the forward pass consists of.
+int64_t forward_blocks(const LossGeometry& g) {
+#if VSS_GPU_CODE
+  if (takes_patches(g)) return LossPatches<float>{g}.blocks();
+#endif
+  return g.blocks();
+}
 
 LossResults loss_results(const LossInputs& in, Reduction reduction) {
   const at::TensorOptions options = in.logits.options().dtype(at::kFloat);
@@ -102,7 +127,7 @@ LossResults loss_results(const LossInputs& in, Reduction reduction) {
   results.log_sums = at::empty(in.labels.sizes(), options);
   results.loss = reduced ? at::empty({}, options) : at::empty(in.labels.sizes(), options);
   results.scale = reduced ? at::empty({}, options) : at::full({}, 1.0, options);
-  results.parts = at::empty({reduced ? in.geometry.blocks() : 0, 2}, options);
+  results.parts = at::empty({reduced ? forward_blocks(in.geometry) : 0, 2}, options);
   return results;
 }
 
@@ -137,7 +162,7 @@ void set_tiles(LossBackwardGeometry& g, int64_t limit, int64_t wanted_blocks) {
 
 struct LossBackwardInputs {
   LossInputs loss;
-  at::Tensor grad_logits;
+  at::Tensor grad, grad_logits;
   LossBackwardGeometry geometry;
 };
 
@@ -163,8 +188,10 @@ LossBackwardInputs loss_backward_inputs(const at::Tensor& grad, const at::Tensor
   in.grad_logits = at::empty(logits.sizes(), logits.options());
   LossBackwardGeometry& g = in.geometry;
   g.loss = in.loss.geometry;
-  g.grad_strides = grad.dim() == 0 ? Strides{0, 0, 0, 0} : pixel_strides(grad);
-  g.grad = grad.const_data_ptr<float>();
+  in.grad = grad;
+  if (grad.dim() > 0 && takes_patches(g.loss)) in.grad = narrow_pixels(grad);
+  g.grad_strides = grad.dim() == 0 ? Strides{0, 0, 0, 0} : pixel_strides(in.grad);
+  g.grad = in.grad.const_data_ptr<float>();
   g.scale = scale.const_data_ptr<float>();
   g.log_sums = log_sums.const_data_ptr<float>();
   return in;
@@ -181,6 +208,58 @@ void set_tiles(LossBackwardGeometry& g) {
   }
 }
 
+template <typename T>
+void run_forward(const char* op, const LossInputs& in, const LossResults& results) {
+  const LossGeometry& g = in.geometry;
+  const T* logits = in.logits.const_data_ptr<T>();
+  float* log_sums = results.log_sums.mutable_data_ptr<float>();
+#if VSS_GPU_CODE
+  if (takes_patches(g)) {
+    const LossPatches<T> patches{g, logits, results.losses(), log_sums, results.tile_sums()};
+    run_blocks<patches.kThreads>(
+        {.op = op, .blocks = patches.blocks(), .threads = patches.kThreads}, patches);
+    return;
+  }
+#endif
+  run_blocks<kForwardThreads>(
+      {.op = op, .blocks = g.blocks(), .threads = g.tile, .scratch_floats = 2 * g.tile},
+      LossTile<T>{g, logits, results.losses(), log_sums, results.tile_sums()});
+}
+
+#if VSS_GPU_CODE
+template <typename T, bool kUniform>
+void run_patches_backward(const char* op, const LossBackwardGeometry& g, const T* logits,
+                          T* grad_logits) {
+  const LossPatchesBackward<T, kUniform> patches(g, logits, grad_logits);
+  run_blocks<patches.kThreads>({.op = op,
+                                .blocks = patches.blocks(),
+                                .threads = patches.kThreads,
+                                .scratch_floats = patches.kScratchFloats},
+                               patches);
+}
+#endif
+
+template <typename T>
+void run_backward(const char* op, const LossBackwardInputs& in) {
+  const LossBackwardGeometry& g = in.geometry;
+  const T* logits = in.loss.logits.const_data_ptr<T>();
+  T* grad_logits = in.grad_logits.mutable_data_ptr<T>();
+#if VSS_GPU_CODE
+  if (takes_patches(g.loss)) {
+    const bool is_reduced = g.grad_strides.row == 0 && g.grad_strides.column == 0 &&
+                            (g.grad_strides.batch == 0 || g.loss.batch == 1);
+    if (is_reduced && g.loss.class_weights == nullptr)
+      run_patches_backward<T, true>(op, g, logits, grad_logits);
+    else
+      run_patches_backward<T, false>(op, g, logits, grad_logits);
+    return;
+  }
+#endif
+  run_blocks<kBackwardThreads>(
+      {.op = op, .blocks = g.blocks(), .threads = g.reach, .scratch_floats = g.scratch_floats()},
+      LossTileBackward<T>{g, logits, grad_logits});
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy(
     const at::Tensor& logits, const at::Tensor& labels,
     const std::optional<at::Tensor>& class_weights, int64_t ignore_index,
@@ -192,22 +271,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cross_entropy(
       loss_inputs(logits, labels, class_weights, ignore_index, smoothing, align_corners);
   const LossGeometry& g = in.geometry;
   const LossResults results = loss_results(in, reduction);
-  if constexpr (kGpu) {
+  if (kGpu && !takes_patches(g)) {
     LossBackwardGeometry backward = {};
     backward.loss = g;
     set_tiles(backward);
     check_scratch("upsample_cross_entropy_backward", backward.scratch_floats());
   }
-  VSS_DISPATCH_FLOATING(logits.scalar_type(), op, [&] {
-    run_blocks<kForwardThreads>(
-        {.op = op, .blocks = g.blocks(), .threads = g.tile, .scratch_floats = 2 * g.tile},
-        LossTile<scalar_t>{g, in.logits.const_data_ptr<scalar_t>(), results.losses(),
-                           results.log_sums.mutable_data_ptr<float>(), results.tile_sums()});
-  });
+  VSS_DISPATCH_FLOATING(logits.scalar_type(), op, [&] { run_forward<scalar_t>(op, in, results); });
   if (reduction != Reduction::kNone) {
     run_blocks<kReduceThreads>(
         {.op = op, .blocks = 1, .threads = kReduceThreads},
-        ReduceLoss{reduction, labels.numel(), g.blocks(), results.tile_sums(),
+        ReduceLoss{reduction, labels.numel(), results.parts.size(0), results.tile_sums(),
                    results.loss.mutable_data_ptr<float>(),
                    results.scale.mutable_data_ptr<float>()});
   }
@@ -223,14 +297,8 @@ at::Tensor cross_entropy_backward(const at::Tensor& grad, const at::Tensor& scal
   const c10::DeviceGuard guard(logits.device());
   LossBackwardInputs in = loss_backward_inputs(grad, scale, log_sums, logits, labels, class_weights,
                                                ignore_index, smoothing, align_corners);
-  LossBackwardGeometry& g = in.geometry;
-  set_tiles(g);
-  VSS_DISPATCH_FLOATING(logits.scalar_type(), op, [&] {
-    run_blocks<kBackwardThreads>(
-        {.op = op, .blocks = g.blocks(), .threads = g.reach, .scratch_floats = g.scratch_floats()},
-        LossTileBackward<scalar_t>{g, in.loss.logits.const_data_ptr<scalar_t>(),
-                                   in.grad_logits.mutable_data_ptr<scalar_t>()});
-  });
+  if (!takes_patches(in.geometry.loss)) set_tiles(in.geometry);
+  VSS_DISPATCH_FLOATING(logits.scalar_type(), op, [&] { run_backward<scalar_t>(op, in); });
   return in.grad_logits;
 }
 
