@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from vss_kernels._runtime import native
 from vss_models import create_model
 from vss_models.backbones import MixTransformer
-from vss_models.backbones.mit import reduce_patches
+from vss_models.backbones.mit import MixFeedForward, reduce_patches
 
 PARAMETERS = {"b0": 3.32, "b1": 13.15, "b2": 24.20, "b3": 44.07, "b4": 60.84, "b5": 81.44}
 SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 2, 1, 2)}
@@ -82,6 +85,19 @@ def test_reduction_is_the_convolution(side: int, height: int, width: int) -> Non
     x = torch.randn(2, height, width, 6, dtype=torch.float64)
     expected = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     torch.testing.assert_close(reduce_patches(conv, x), expected)
+
+
+@pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
+def test_the_feed_forward_network_keeps_two_hidden_maps() -> None:
+    """What the two linear layers need; the one between convolution and GELU is computed again."""
+    network = MixFeedForward(6, 20)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: sizes.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
+    ):
+        network(torch.randn(2, 5, 7, 6))
+    elements = [math.prod(size) for size in sizes]
+    assert elements.count(2 * 5 * 7 * 20) == 2, sizes
 
 
 def test_initialisation_is_the_published_one() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vss_kernels import add_layer_norm
+from vss_kernels import add_layer_norm, depthwise_gelu
 from vss_models.backbones.query_groups import attend_in_groups, num_groups
 
 BLOCK_NORM_EPS = 1e-6
@@ -122,8 +122,8 @@ class MixFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, H, W, C) to the same shape."""
-        mixed = self.depthwise(self.expand(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.contract(F.gelu(mixed))
+        depthwise = self.depthwise
+        return self.contract(depthwise_gelu(self.expand(x), depthwise.weight, depthwise.bias))
 
 
 class MixBlock(nn.Module):
