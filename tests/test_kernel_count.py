@@ -7,6 +7,7 @@ import torch
 
 from tests.support.kernel_count import KernelCounter, traced
 from tests.support.recorded_calls import RecordedCalls
+from vss_kernels._runtime import native
 from vss_models import ClipLoss, create_model
 from vss_models.data import EvaluationTransform
 from vss_models.inference.frame_program import FrameProgram, LabelSize
@@ -38,6 +39,8 @@ def test_a_training_step_launches_few_kernels(name: str, most: int) -> None:
     counter = step_kernels(name)
     assert counter.kernels["vss_kernels.add_layer_norm.default"] > 0  # the GPU's operators ran
     assert counter.kernels["_fused_adamw_.default"] > 0
+    if native.problem() is None:
+        assert counter.kernels["vss_kernels.depthwise_gelu_backward.default"] == 2 * 8
     assert counter.total <= most, counter.kernels.most_common()
 
 

@@ -74,6 +74,12 @@ class Target:
     note: str = ""
 
 
+DEPTHWISE_UNITS = 8 * 120 * 120 * 256  # pixels and channels of MiT-B1's first level
+# A tile of depthwise_gelu's backward pass, with and without the pixels around it.
+DEPTHWISE_HALO = (16 * 17) / (14 * 15)
+# Two maps, or three and a fifth part more for the sums of tiles, at 4.27 TB/s.
+DEPTHWISE_US, DEPTHWISE_BACKWARD_US = 55.0, 91.0
+
 # Floats and bytes at 4.27 TB/s, the copy rate that was measured on an H200.
 PYRAMID_FORWARD_US, PYRAMID_BACKWARD_US = 64.0, 37.0
 
@@ -241,5 +247,45 @@ TARGETS = (
             ),
         ),
         microseconds=25,
+    ),
+    Target(
+        "depthwise_gelu, 8 maps 120x120x256, forward",
+        "depthwise_gelu",
+        "pixel and channel",
+        (
+            Part(
+                "ConvolveTile<float>",
+                "MUFU",
+                threads=128,
+                units_per_pass=4,
+                units=DEPTHWISE_UNITS,
+                shared_bytes=3 * 1024,
+            ),
+        ),
+        microseconds=1.5 * DEPTHWISE_US,
+    ),
+    Target(
+        "depthwise_gelu, 8 maps 120x120x256, backward",
+        "depthwise_gelu",
+        "pixel and channel",
+        (
+            Part(  # the gradient of the convolution
+                "ConvolveTileBackward<float>",
+                "MUFU",
+                threads=256,
+                units_per_pass=2,
+                units=DEPTHWISE_HALO * DEPTHWISE_UNITS,
+                shared_bytes=45 * 1024,
+            ),
+            Part(  # its correlation
+                "ConvolveTileBackward<float>",
+                "LDS",
+                threads=256,
+                units_per_pass=2,
+                units=DEPTHWISE_UNITS,
+                shared_bytes=45 * 1024,
+            ),
+        ),
+        microseconds=1.5 * DEPTHWISE_BACKWARD_US,
     ),
 )
