@@ -122,8 +122,9 @@ class MixFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, H, W, C) to the same shape."""
-        depthwise = self.depthwise
-        return self.contract(depthwise_gelu(self.expand(x), depthwise.weight, depthwise.bias))
+        weight, bias = self.depthwise.weight, self.depthwise.bias
+        assert bias is not None
+        return self.contract(depthwise_gelu(self.expand(x), weight, bias))
 
 
 class MixBlock(nn.Module):
