@@ -20,7 +20,7 @@ from tests.support.aggregation_cases import (
     numbers,
 )
 from tests.support.layouts import stored_in_order
-from tests.support.precision import assert_as_accurate_as_eager
+from tests.support.precision import assert_as_accurate_as_eager, error, outputs_and_gradients
 from vss_kernels._runtime import native
 from vss_kernels.nn import AffinityAggregation
 
@@ -59,6 +59,67 @@ def test_a_single_coarse_position(chains, device):
         refined = run(coarse.requires_grad_(), middle, fine, parameters)
     (gradient,) = torch.autograd.grad(refined.sum(), coarse)
     assert gradient.abs().max() <= 1e-3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [*SIZES, (2, 1, 16), (2, 5, 8), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("chains", ["b0", "b1"])
+def test_published_chains_agree_with_all_others(chains, size, device):
+    # A GPU has kernels of its own for the published chains. A kernel that is framed by zeros
+    # computes the same, and makes the chain one that is not published.
+    coarse, *others = PUBLISHED[chains]
+    (side, *channels), *rest = coarse
+    framed = aggregate_with(([(side + 2, *channels), *rest], *others))
+
+    def run_framed(coarse, middle, fine, parameters):
+        first, rest = parameters[: side**2].reshape(side, side), parameters[side**2 :]
+        return framed(
+            coarse,
+            middle,
+            fine,
+            torch.cat([torch.nn.functional.pad(first, [1] * 4).flatten(), rest]),
+        )
+
+    torch.manual_seed(0)
+    maps = make_maps(*size, device=device)
+    inputs = (*maps, make_parameters(PUBLISHED[chains], device=device))
+    if size[1:] == (1, 1):  # one coarse position: only rounding noise comes back through its norm
+        inputs, coarse_map = inputs[1:], inputs[0]
+        functions = [
+            lambda *rest, run=run: run(coarse_map, *rest)
+            for run in (aggregate_with(PUBLISHED[chains]), run_framed)
+        ]
+    else:
+        functions = [aggregate_with(PUBLISHED[chains]), run_framed]
+    with vss_kernels.backend("native", "aggregate_affinity"):
+        published, others = (outputs_and_gradients(function, inputs) for function in functions)
+    for have, want in zip(published, others, strict=True):
+        assert error(have, want.double().cpu()) <= 1e-5
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("chains", ["b0", "b1"])
+def test_maps_that_begin_anywhere(chains, device):
+    # Kernels of a GPU load several elements at once, which must be aligned.
+    maps = make_maps(2, 3, 4, device=device)
+    parameters = make_parameters(PUBLISHED[chains], device=device)
+    shifted = []
+    for scale in maps:
+        memory = scale.new_empty(scale.numel() + 1)
+        shifted.append(memory[1:].view(scale.shape).copy_(scale))
+    grad = torch.randn_like(maps[2])
+    layers = numbers(PUBLISHED[chains])
+    operators = torch.ops.vss_kernels
+
+    def run(scales):
+        refined, statistics = operators.aggregate_affinity(*scales, parameters, layers)
+        gradients = operators.aggregate_affinity_backward(
+            grad, *scales, parameters, statistics, layers, [True] * 4
+        )
+        return refined, *gradients
+
+    for have, want in zip(run(shifted), run(maps), strict=True):
+        assert torch.equal(have, want)
 
 
 @pytest.mark.gpu

@@ -5,6 +5,9 @@
 #include "concatenate.h"
 #include "kernel.h"
 #include "plan.h"
+#if VSS_GPU_CODE
+#include "gpu_launch.h"
+#endif
 
 namespace vss::inline VSS_MACHINE::aggregate_affinity {
 namespace {
@@ -12,9 +15,11 @@ namespace {
 constexpr double kEpsilon =
     1e-5;  // of the norms; vss_kernels/aggregate_affinity/weights.py has the same
 
-// One call: a program, its arguments, and the tensors that own their memory.
+// One call: a program, the layers that it was made for, its arguments, and the tensors that own
+// their memory.
 struct Call {
   int64_t maps;
+  at::IntArrayRef layers;
   Program program;
   Arguments arguments;
   std::vector<at::Tensor> owned;
@@ -32,9 +37,21 @@ Kind kind_of(const at::Tensor& tensor) {
   }
 }
 
-// Describes maps to the block program, which wants adjacent columns; other layouts are copied once.
-Maps maps_of(const at::Tensor& any, std::vector<at::Tensor>& owned) {
-  const at::Tensor tensor = any.stride(2) == 1 || any.size(2) <= 1 ? any : any.contiguous();
+// Whether columns are adjacent and, on a GPU, `side` of them are aligned, so that one instruction
+// loads them.
+bool has_layout(const at::Tensor& tensor, int side) {
+  if (tensor.stride(2) != 1 && tensor.size(2) > 1) return false;
+  if constexpr (!kGpu) return true;
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (side * tensor.element_size()) ==
+             0 &&
+         tensor.stride(0) % side == 0 && tensor.stride(1) % side == 0;
+}
+
+// Describes a grid's maps to the kernels. On a GPU these may load a patch's row at once
+// (gpu_patch.h). Layouts that they do not take are copied once.
+Maps maps_of(const at::Tensor& any, int grid, std::vector<at::Tensor>& owned) {
+  const at::Tensor tensor =
+      has_layout(any, 1 << grid) ? any : any.clone(at::MemoryFormat::Contiguous);
   owned.push_back(tensor);
   return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1),
           kind_of(tensor)};
@@ -127,13 +144,14 @@ void check_gradient(const at::Tensor& grad, const at::Tensor& fine) {
 
 // The functions from here on take tensors that were checked.
 Call make_call(const at::Tensor& coarse, const at::Tensor& middle, const at::Tensor& fine,
-               const at::Tensor& parameters) {
+               const at::Tensor& parameters, at::IntArrayRef layers) {
   Call call{};
   call.maps = coarse.size(0);
+  call.layers = layers;
   call.arguments.epsilon = static_cast<float>(kEpsilon);
-  call.arguments.maps[kCoarse] = maps_of(coarse, call.owned);
-  call.arguments.maps[kMiddle] = maps_of(middle, call.owned);
-  call.arguments.maps[kFine] = maps_of(fine, call.owned);
+  call.arguments.maps[kCoarse] = maps_of(coarse, kCoarse, call.owned);
+  call.arguments.maps[kMiddle] = maps_of(middle, kMiddle, call.owned);
+  call.arguments.maps[kFine] = maps_of(fine, kFine, call.owned);
   call.owned.push_back(parameters.contiguous());
   call.arguments.parameters = call.owned.back().const_data_ptr();
   call.arguments.parameter_kind = kind_of(parameters);
@@ -146,10 +164,10 @@ struct ForwardCall : Call {
 
 ForwardCall forward_call(const at::Tensor& coarse, const at::Tensor& middle, const at::Tensor& fine,
                          const at::Tensor& parameters, at::IntArrayRef layers) {
-  ForwardCall call{make_call(coarse, middle, fine, parameters), {}, {}};
+  ForwardCall call{make_call(coarse, middle, fine, parameters, layers), {}, {}};
   call.program = planner_of(layers, parameters, coarse.size(1), coarse.size(2)).forward();
   call.result = at::empty(fine.sizes(), fine.options());
-  call.arguments.maps[kResult] = maps_of(call.result, call.owned);
+  call.arguments.maps[kResult] = maps_of(call.result, kFine, call.owned);
   call.statistics =
       at::empty({call.maps, call.program.layer_count, 2}, fine.options().dtype(at::kFloat));
   call.arguments.statistics = call.statistics.mutable_data_ptr<float>();
@@ -174,7 +192,7 @@ BackwardCall backward_call(const at::Tensor& grad, const at::Tensor& coarse,
                            const at::Tensor& parameters, const at::Tensor& statistics,
                            at::IntArrayRef layers, std::array<bool, 4> needs) {
   const char* op = "aggregate_affinity_backward";
-  BackwardCall call{make_call(coarse, middle, fine, parameters), {}, {}};
+  BackwardCall call{make_call(coarse, middle, fine, parameters, layers), {}, {}};
   call.program = planner_of(layers, parameters, coarse.size(1), coarse.size(2))
                      .backward({needs[0], needs[1], needs[2]}, needs[3]);
   TORCH_CHECK_VALUE(statistics.sizes() == at::IntArrayRef({call.maps, call.program.layer_count, 2}),
@@ -185,12 +203,12 @@ BackwardCall backward_call(const at::Tensor& grad, const at::Tensor& coarse,
                     statistics.device(), " but fine is on ", fine.device());
   call.owned.push_back(statistics.contiguous());
   call.arguments.statistics = call.owned.back().data_ptr<float>();
-  call.arguments.maps[kResult] = maps_of(grad, call.owned);
+  call.arguments.maps[kResult] = maps_of(grad, kFine, call.owned);
   const std::array<const at::Tensor*, kGrids> maps = {&coarse, &middle, &fine};
   for (int i = 0; i < kGrids; ++i) {
     call.map_gradients[i] =
         at::empty(needs[i] ? maps[i]->sizes() : at::IntArrayRef({0, 0, 0}), maps[i]->options());
-    call.arguments.maps[kCoarseGradient + i] = maps_of(call.map_gradients[i], call.owned);
+    call.arguments.maps[kCoarseGradient + i] = maps_of(call.map_gradients[i], i, call.owned);
   }
   call.parts = at::empty({needs[3] ? call.maps : 0, call.program.parameter_count},
                          fine.options().dtype(at::kFloat));
@@ -217,6 +235,9 @@ int threads_for(const Program& program, int64_t bytes, const GpuLimits& limits) 
 
 template <bool kBackward>
 void run(const char* op, const Call& call) {
+  if (run_published<kBackward>(op, call.layers, call.maps, call.program.grids[kCoarse].height,
+                               call.program.grids[kCoarse].width, call.arguments))
+    return;
   constexpr int kThreads = kMaxWarps * Block::kWarp;
   const Program& program = call.program;
   const GpuLimits limits = gpu_limits();

@@ -114,7 +114,7 @@ class SharedBlock {
 // What bounds a launch on the current device.
 struct GpuLimits {
   int64_t block_shared_bytes, multiprocessor_shared_bytes;
-  int64_t multiprocessors;
+  int64_t multiprocessors, block_threads;
 };
 
 template <typename Block>

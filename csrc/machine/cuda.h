@@ -45,7 +45,8 @@ inline const GpuLimits& gpu_limits() {
     };
     limits[device] = {attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
                       attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-                      attribute(cudaDevAttrMultiProcessorCount)};
+                      attribute(cudaDevAttrMultiProcessorCount),
+                      attribute(cudaDevAttrMaxThreadsPerBlock)};
   });
   return limits[device];
 }

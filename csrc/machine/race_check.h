@@ -85,23 +85,24 @@ class TeamThread {
 using Block = SharedBlock<TeamThread>;
 static_assert(Block::kWarp == Team::kWarp);
 
-// Small, so that the tests cover both the shared-memory and the workspace path.
-inline GpuLimits gpu_limits() { return {16 << 10, 32 << 10, 1}; }
+// Small, so that the tests cover both the shared-memory and the workspace path, and few threads,
+// because each barrier waits for all.
+inline GpuLimits gpu_limits() { return {48 << 10, 96 << 10, 1, 2 * Team::kWarp}; }
 
 inline void check_scratch(const char*, int64_t) {}
 
-// Runs blocks at the same time, as on a GPU. There are fewer of them, with fewer threads, because
-// each barrier waits for all: the kernels take whatever there is.
+// Runs blocks at the same time, as on a GPU. There are fewer of them, with fewer threads: the
+// kernels take whatever there is.
 template <int kThreads, typename F>
 void run_blocks(const Launch& launch, const F& f) {
   static_assert(kThreads % Block::kWarp == 0);
-  constexpr int64_t kMostWorkers = 2, kMostThreads = 2 * Block::kWarp;
+  constexpr int64_t kMostWorkers = 2;
   constexpr uint32_t kMark = 0x7fc0dead;
   constexpr int64_t kMarks = 64;
   if (launch.blocks == 0) return;
   const int64_t workers = std::min(worker_count(launch, gpu_limits()), kMostWorkers);
-  const int64_t wanted =
-      std::clamp<int64_t>(launch.threads, 1, std::min<int64_t>(kThreads, kMostThreads));
+  const int64_t wanted = std::clamp<int64_t>(
+      launch.threads, 1, std::min<int64_t>(kThreads, gpu_limits().block_threads));
   const int size = static_cast<int>(cdiv<int64_t>(wanted, Block::kWarp)) * Block::kWarp;
   const int64_t floats = Block::kReserved + launch.scratch_floats;
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
