@@ -162,14 +162,14 @@ VSS_DEVICE Values<kSide, Layer::kOut> refine_patch(const PatchTask& task, const 
   Values<kSide, Layer::kOut> values = convolution<kSide, Layer>(task, source);
   float total = 0;
   for_values(values, [&](int, float value) VSS_LAMBDA { total += value; });
-  const float share = 1.0f / task.elements<kSide, Layer>();
-  const float mean = block_sum(task, 0, total) * share;
+  const float reciprocal = 1.0f / task.elements<kSide, Layer>();
+  const float mean = block_sum(task, 0, total) * reciprocal;
   float squares = 0;
   for_values(values, [&](int, float& value) VSS_LAMBDA {
     value -= mean;
     squares += value * value;
   });
-  const float variance = block_sum(task, 1, squares) * share;
+  const float variance = block_sum(task, 1, squares) * reciprocal;
   const float rstd = 1.0f / std::sqrt(variance + task.arguments.epsilon);
   if (task.block.rank() == 0) {
     float* statistics = task.statistics<Chains, Layer>();

@@ -57,13 +57,13 @@ VSS_DEVICE void norm_gradient(const PatchTask& task, const float* source,
   float total[2 * kOut];
   take_sums(task.block, sums, total);
 
-  const float share = 1.0f / task.elements<kSide, Layer>();
+  const float reciprocal = 1.0f / task.elements<kSide, Layer>();
   float mean_gradient = 0;    // of the normalised values
   float mean_projection = 0;  // of that gradient times the normalised values
   VSS_UNROLL
   for (int o = 0; o < kOut; ++o) {
-    mean_projection += norm_weight[o] * total[o] * share;
-    mean_gradient += norm_weight[o] * total[kOut + o] * share;
+    mean_projection += norm_weight[o] * total[o] * reciprocal;
+    mean_gradient += norm_weight[o] * total[kOut + o] * reciprocal;
   }
   const float factor = task.patch.live ? rstd : 0.0f;
   VSS_UNROLL
