@@ -102,7 +102,7 @@ def test_published_chains_agree_with_all_others(chains, size, device):
 def test_maps_that_begin_anywhere(chains, device):
     # Kernels of a GPU load several elements at once, which must be aligned.
     maps = make_maps(2, 3, 4, device=device)
-    parameters = make_parameters(PUBLISHED[chains], device=device)
+    parameters = [make_parameters(PUBLISHED[chains], device=device)]
     shifted = []
     for scale in maps:
         memory = scale.new_empty(scale.numel() + 1)
@@ -112,9 +112,9 @@ def test_maps_that_begin_anywhere(chains, device):
     operators = torch.ops.vss_kernels
 
     def run(scales):
-        refined, statistics = operators.aggregate_affinity(*scales, parameters, layers)
+        refined, statistics, packed = operators.aggregate_affinity(*scales, parameters, layers)
         gradients = operators.aggregate_affinity_backward(
-            grad, *scales, parameters, statistics, layers, [True] * 4
+            grad, *scales, packed, statistics, layers, [True] * 4
         )
         return refined, *gradients
 
