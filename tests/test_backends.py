@@ -230,6 +230,29 @@ def test_gpus_that_a_build_runs_on(capability, arch_list, runs):
     assert native.runs_on(capability, arch_list) is runs
 
 
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [
+        ((7, 5), False),
+        ((8, 0), True),
+        ((8, 6), True),
+        ((8, 9), True),
+        ((9, 0), True),
+        ((10, 0), True),
+        ((10, 3), True),
+        ((11, 0), False),  # neither machine code of its major version nor PTX that is old enough
+        ((12, 0), True),
+        ((12, 1), True),
+        ((13, 0), True),
+    ],
+)
+def test_gpus_that_a_package_runs_on(capability, runs):
+    script = (Path(__file__).parents[1] / ".ci" / "check-package").read_text()
+    found = re.search(r"TORCH_CUDA_ARCH_LIST:-([^}]+)}", script)
+    assert found is not None
+    assert native.runs_on(capability, found.group(1)) is runs
+
+
 def test_a_gpu_that_the_build_does_not_fit_is_refused_with_the_reason(monkeypatch):
     monkeypatch.setattr(native, "_HAS_CUDA", True)
     monkeypatch.setattr(native, "build_info", lambda: {"cuda_arch_list": "8.0;9.0"})
