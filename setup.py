@@ -28,7 +28,13 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent.resolve()
 DEFAULT_ARCH_LIST = "8.0;9.0+PTX"
-TRITON_ON_A_GPU = ("focal_attention",)  # operators without a CUDA kernel
+CPU_ONLY = (  # without a CUDA kernel: on a GPU they are written in Triton, or are PyTorch's
+    "attend_selected",
+    "focal_attention",
+    "masked_affinity",
+    "reduced_attention",
+    "select_tokens",
+)
 SANITIZE_FLAGS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "thread": ["-fsanitize=thread"],
@@ -229,7 +235,7 @@ def compilations(machines: list[str]) -> list[str]:
         operator = host.parent.name
         for machine in machines:
             gpu = machine in ("cuda", "race_check")
-            if gpu and operator in TRITON_ON_A_GPU:
+            if gpu and operator in CPU_ONLY:
                 continue
             path = folder / f"{operator}_{machine}.{'cu' if machine == 'cuda' else 'cpp'}"
             text = (

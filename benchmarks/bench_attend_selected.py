@@ -14,10 +14,10 @@ EMBED_DIM = 16 if DRY_RUN else 256
 CASES = {"480x480 B2": (2, 3, 112, 3600, 225), "480x864 B1": (1, 3, 202, 6480, 405)}
 if DRY_RUN:
     CASES = dict.fromkeys(CASES, (1, 2, 3, 10, 6))
-GPU = ["eager graph", "triton", "triton graph"] if ON_GPU else []
+FUSED = ["eager graph", "triton", "triton graph"] if ON_GPU else ["native"]
 
 
-@pytest.mark.parametrize("implementation", ["eager", "compiled", *GPU])
+@pytest.mark.parametrize("implementation", ["eager", "compiled", *FUSED])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", CASES)

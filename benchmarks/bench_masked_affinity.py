@@ -9,10 +9,10 @@ from benchmarks.precisions import PRECISIONS, named, products_in
 from benchmarks.relation_sizes import CASES, kept, make_tokens
 from vss_kernels import masked_affinity, select_tokens
 
-GPU = ["eager graph", "triton", "triton graph"] if ON_GPU else []
+FUSED = ["eager graph", "triton", "triton graph"] if ON_GPU else ["native"]
 
 
-@pytest.mark.parametrize("implementation", ["eager", "compiled", *GPU])
+@pytest.mark.parametrize("implementation", ["eager", "compiled", *FUSED])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("scale", [0, 1, 2], ids=["8th", "16th", "32nd"])

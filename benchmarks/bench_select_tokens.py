@@ -10,10 +10,10 @@ from benchmarks.harness import ON_GPU, implementation_of
 from benchmarks.relation_sizes import CASES, kept, make_tokens
 from vss_kernels import select_tokens
 
-GPU = ["eager graph", "triton", "triton graph"] if ON_GPU else []
+FUSED = ["eager graph", "triton", "triton graph"] if ON_GPU else ["native"]
 
 
-@pytest.mark.parametrize("implementation", ["eager", "compiled", *GPU])
+@pytest.mark.parametrize("implementation", ["eager", "compiled", *FUSED])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def bench_select_tokens(case, dtype, implementation, measure):

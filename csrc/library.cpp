@@ -26,9 +26,10 @@
       f(machine, fuse_pyramid) f(machine, upsample_argmax) f(machine, upsample_cross_entropy)
 
 // On a GPU the others are written in Triton.
-#define VSS_EVERY_CPU_OPERATOR(f, machine) \
-  VSS_EVERY_OPERATOR(f, machine)           \
-  f(machine, focal_attention)
+#define VSS_EVERY_CPU_OPERATOR(f, machine)                                            \
+  VSS_EVERY_OPERATOR(f, machine)                                                      \
+  f(machine, attend_selected) f(machine, focal_attention) f(machine, masked_affinity) \
+      f(machine, reduced_attention) f(machine, select_tokens)
 
 #define VSS_DECLARE(machine, op)           \
   namespace vss::machine::op {             \
@@ -145,6 +146,20 @@ TORCH_LIBRARY(vss_kernels, m) {
   m.def(
       "depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, bool[3] needs) "
       "-> (Tensor, Tensor, Tensor)");
+  // What vss_kernels.nn.attend_few_keys runs on the CPU.
+  m.def("reduced_attention_cpu(Tensor query, Tensor key_value) -> Tensor");
+  // What select_tokens, masked_affinity and attend_selected run on the CPU.
+  m.def("select_tokens_cpu(Tensor target, Tensor reference, int num_selected, int top) -> Tensor");
+  m.def("masked_affinity_cpu(Tensor target, Tensor reference, Tensor index) -> Tensor");
+  m.def(
+      "masked_affinity_cpu_backward(Tensor grad, Tensor target, Tensor reference, Tensor index, "
+      "bool[2] needs) -> (Tensor grad_target, Tensor grad_reference)");
+  m.def(
+      "attend_selected_cpu(Tensor affinity, Tensor value, Tensor index) "
+      "-> (Tensor out, Tensor statistics)");
+  m.def(
+      "attend_selected_cpu_backward(Tensor grad, Tensor affinity, Tensor statistics, Tensor value, "
+      "Tensor index, bool[2] needs) -> (Tensor grad_affinity, Tensor grad_value)");
   // What focal_attention runs on the CPU; the table lists each window's tokens, -1 for padding.
   m.def(
       "focal_attend(Tensor query, Tensor key_value, Tensor bias, Tensor table) "
@@ -191,7 +206,7 @@ TORCH_LIBRARY_IMPL(vss_kernels, CUDA, library){VSS_EVERY_OPERATOR(VSS_IMPLEMENT,
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native operators of vss_kernels.";
   // Counted up where a schema or what Python leaves to C++ changes; native.py has the same number.
-  m.attr("interface") = 2;
+  m.attr("interface") = 3;
   m.def("build_info", &build_info,
         "Versions, CUDA architectures, flags and OpenMP of this build, and its instruction sets.");
 }

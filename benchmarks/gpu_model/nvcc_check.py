@@ -39,9 +39,9 @@ def cuda_operators() -> list[str]:
     Raises:
         ToolError: setup.py no longer lists those that it does not.
     """
-    found = re.search(r"^TRITON_ON_A_GPU = (\(.*?\))", (ROOT / "setup.py").read_text(), re.M | re.S)
+    found = re.search(r"^CPU_ONLY = (\(.*?\))", (ROOT / "setup.py").read_text(), re.M | re.S)
     if found is None:
-        raise ToolError("setup.py has no list TRITON_ON_A_GPU of operators without CUDA")
+        raise ToolError("setup.py has no list CPU_ONLY of operators without CUDA")
     without = ast.literal_eval(found.group(1))
     names = (path.parent.name for path in ROOT.glob("csrc/*/host.cpp"))
     return sorted(name for name in names if name not in without)

@@ -9,8 +9,8 @@
 #pragma once
 
 #include "../machine/machine.h"
-#include "../math/exponential.h"
 #include "../math/small_matrix.h"
+#include "../math/softmax_rows.h"
 
 namespace vss::inline VSS_MACHINE::focal_attention {
 
@@ -90,26 +90,6 @@ VSS_INLINE void window_logits(const AttentionGeometry& g, const float* query,
     for (int64_t slot = 0; slot < width; ++slot)
       logits[p * width + slot] = bias[p * width + slot] + padding[slot];
   add_product({query, g.wide_dim(), 1}, transposed_keys, width, logits, width, rows, width, g.dim);
-}
-
-// Turns a row of logits into exp(logit - shift); returns their sum.
-VSS_INLINE float exponentiate_row(float* row, int64_t width, float shift) {
-  Floats sum{};
-  for (int64_t slot = 0; slot < width; slot += kLanes) {
-    const Floats exponentials = exponential_or_zero(load(row + slot) - shift);
-    store(row + slot, exponentials);
-    sum += exponentials;
-  }
-  return sum_of(sum);
-}
-
-VSS_INLINE float largest_of_row(const float* row, int64_t width) {
-  Floats largest = load(row);
-  for (int64_t slot = kLanes; slot < width; slot += kLanes) {
-    const Floats next = load(row + slot);
-    largest = next > largest ? next : largest;
-  }
-  return largest_of(largest);
 }
 
 struct ForwardScratch {

@@ -108,14 +108,16 @@ VSS_INLINE void multiply_here(const Left& a, const float* b, int64_t b_row, floa
 }
 
 // Functions of their own, so that the blocks that call them several times stay small.
-static __attribute__((noinline)) void multiply(const Left& a, const float* b, int64_t b_row,
-                                               float* c, int64_t c_row, int64_t rows,
-                                               int64_t columns, int64_t depth) {
+[[maybe_unused]] static __attribute__((noinline)) void multiply(const Left& a, const float* b,
+                                                                int64_t b_row, float* c,
+                                                                int64_t c_row, int64_t rows,
+                                                                int64_t columns, int64_t depth) {
   multiply_here<false>(a, b, b_row, c, c_row, rows, columns, depth);
 }
-static __attribute__((noinline)) void add_product(const Left& a, const float* b, int64_t b_row,
-                                                  float* c, int64_t c_row, int64_t rows,
-                                                  int64_t columns, int64_t depth) {
+[[maybe_unused]] static __attribute__((noinline)) void add_product(const Left& a, const float* b,
+                                                                   int64_t b_row, float* c,
+                                                                   int64_t c_row, int64_t rows,
+                                                                   int64_t columns, int64_t depth) {
   multiply_here<true>(a, b, b_row, c, c_row, rows, columns, depth);
 }
 

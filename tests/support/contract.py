@@ -179,13 +179,16 @@ CONTRACT = {
         other_size=(3, 2, 35, 9, 16, 4, 5), large_size=(1, 2, 600, 12, 8, 6, 5),
         cast_by_autocast=2,
         has_gradient=False,
+        native_on_gpu=False,
         assert_accurate=_assert_equal_to_eager,
     ),
     "masked_affinity": Row(
-        "masked_affinity", masked_affinity, _masked_affinity_arguments, **_RELATION
+        "masked_affinity", masked_affinity, _masked_affinity_arguments, **_RELATION,
+        native_on_gpu=False,
     ),
     "attend_selected": Row(
-        "attend_selected", attend_selected, _attend_selected_arguments, **_RELATION
+        "attend_selected", attend_selected, _attend_selected_arguments, **_RELATION,
+        native_on_gpu=False,
     ),
     "aggregate_affinity": Row(
         "aggregate_affinity",

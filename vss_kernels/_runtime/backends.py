@@ -164,6 +164,11 @@ def backend(name: str, *operator_names: str) -> Iterator[None]:
             _apply_choices()
 
 
+def forced_everywhere() -> str | None:
+    """Returns the backend that is forced for all operators, or ``None``."""
+    return _forced.get("*")
+
+
 def _apply_choices() -> None:
     global _forced
     forced: dict[str, str] = dict(_environment)

@@ -20,16 +20,20 @@ import torch
 
 OPERATORS = (
     "aggregate_affinity",
+    "attend_selected_cpu",
     "depthwise_gelu",
     "focal_attend",
     "focal_pool",
     "fuse_pyramid",
+    "masked_affinity_cpu",
+    "reduced_attention_cpu",
+    "select_tokens_cpu",
     "upsample_argmax",
     "upsample_cross_entropy",
 )
 """The operators that the extension must register, as in ``csrc/library.cpp``, without backwards."""
 
-INTERFACE = 2
+INTERFACE = 3
 """What this Python code expects of the extension, as in ``csrc/library.cpp``."""
 
 ISAS = ("baseline", "avx2", "avx512")
@@ -175,6 +179,13 @@ def refuses(tensor: torch.Tensor) -> str | None:
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"it computes in float32, float16 and bfloat16, not in {tensor.dtype}"
     return None
+
+
+def refuses_cpu(tensor: torch.Tensor) -> str | None:
+    """Why no kernel that is native on the CPU alone can take ``tensor``, or ``None``."""
+    if tensor.device.type == "cuda":
+        return "its native kernel is for the CPU; a GPU's tensor cores are used through Triton"
+    return refuses(tensor)
 
 
 _wanted = _wanted_isa()

@@ -1,4 +1,7 @@
-"""attend_selected as a registered operator: fake, autograd and backends."""
+"""attend_selected as a registered operator: fake, autograd and backends.
+
+One operator serves the fused backends: Triton's kernels, and on the CPU the extension's.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vss_kernels._runtime import triton_support
+from vss_kernels._runtime import native, triton_support
 from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.backends import Implementation, Operator, always
 from vss_kernels._runtime.registration import python_operator
@@ -17,8 +20,12 @@ from vss_kernels.attend_selected import eager
 
 
 @python_operator("attend_selected")
-def attend_selected(affinity: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def attend_selected(
+    affinity: Tensor, value: Tensor, index: Tensor, use_triton: bool = True
+) -> tuple[Tensor, Tensor]:
     """Softmax, gather and product in one launch; also the softmax's statistics (B,R,2,Q)."""
+    if not use_triton:
+        return torch.ops.vss_kernels.attend_selected_cpu(affinity, value, index)
     from vss_kernels.attend_selected import triton_kernels as kernels
 
     affinity, value, index = affinity.contiguous(), value.contiguous(), index.contiguous()
@@ -46,8 +53,13 @@ def attend_selected_backward(
     value: Tensor,
     index: Tensor,
     needs: list[bool],
+    use_triton: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of affinity and value; an empty tensor for one that is not needed."""
+    if not use_triton:
+        return torch.ops.vss_kernels.attend_selected_cpu_backward(
+            grad, affinity, statistics, value, index, needs
+        )
     from vss_kernels.attend_selected import triton_kernels as kernels
 
     grad, affinity = grad.contiguous(), affinity.contiguous()
@@ -88,7 +100,9 @@ def _warps(tensor: Tensor) -> int:
 
 
 @attend_selected.register_fake
-def _(affinity: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _(
+    affinity: Tensor, value: Tensor, index: Tensor, use_triton: bool = True
+) -> tuple[Tensor, Tensor]:
     batch, frames, _, positions = affinity.shape
     return (
         value.new_empty(batch, frames, positions, value.shape[3]),
@@ -104,6 +118,7 @@ def _(
     value: Tensor,
     index: Tensor,
     needs: list[bool],
+    use_triton: bool = True,
 ) -> tuple[Tensor, Tensor]:
     return (
         affinity.new_empty(affinity.shape if needs[0] else (0,)),
@@ -111,8 +126,8 @@ def _(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    affinity, value, index = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    affinity, value, index, ctx.use_triton = inputs
     statistics = output[1]
     ctx.mark_non_differentiable(statistics)
     ctx.save_for_backward(affinity, statistics, value, index)
@@ -122,27 +137,36 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     affinity, statistics, value, index = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:2])
     grads = torch.ops.vss_kernels.attend_selected_backward(
-        grad, affinity, statistics, value, index, needs
+        grad, affinity, statistics, value, index, needs, ctx.use_triton
     )
-    return (*(g if needed else None for g, needed in zip(grads, needs, strict=True)), None)
+    return (*(g if needed else None for g, needed in zip(grads, needs, strict=True)), None, None)
 
 
 attend_selected.register_autograd(_backward, setup_context=_setup_context)
 attend_selected_backward.forbid_derivative("attend_selected")
 
 
-def _can_run(affinity: Tensor, value: Tensor, index: Tensor) -> str | None:
+def _triton_can_run(affinity: Tensor, *_: Any) -> str | None:
     return triton_support.refuses(affinity)
 
 
-def _run(affinity: Tensor, value: Tensor, index: Tensor) -> Tensor:
-    return torch.ops.vss_kernels.attend_selected(affinity, value, index)[0]
+def _native_can_run(affinity: Tensor, *_: Any) -> str | None:
+    return native.refuses_cpu(affinity)
+
+
+def _run_triton(affinity: Tensor, value: Tensor, index: Tensor) -> Tensor:
+    return torch.ops.vss_kernels.attend_selected(affinity, value, index, True)[0]
+
+
+def _run_native(affinity: Tensor, value: Tensor, index: Tensor) -> Tensor:
+    return torch.ops.vss_kernels.attend_selected(affinity, value, index, False)[0]
 
 
 operator = Operator(
     "attend_selected",
     [
-        Implementation("triton", _run, _can_run, triton_support.problem),
+        Implementation("triton", _run_triton, _triton_can_run, triton_support.problem),
+        Implementation("native", _run_native, _native_can_run, native.problem),
         Implementation("eager", without_autocast(eager.attend_selected), always, always),
     ],
 )

@@ -163,9 +163,7 @@ def _triton_can_run(query: Tensor, *_: Any) -> str | None:
 
 
 def _native_can_run(query: Tensor, *_: Any) -> str | None:
-    if query.device.type == "cuda":
-        return "its native kernel is for the CPU; a GPU's tensor cores are used through Triton"
-    return native.refuses(query)
+    return native.refuses_cpu(query)
 
 
 operator = Operator(

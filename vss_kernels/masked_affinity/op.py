@@ -1,4 +1,7 @@
-"""masked_affinity as a registered operator: fakes, autograd and backends."""
+"""masked_affinity as a registered operator: fakes, autograd and backends.
+
+One operator serves the fused backends: Triton's kernels, and on the CPU the extension's.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vss_kernels._runtime import triton_support
+from vss_kernels._runtime import native, triton_support
 from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.backends import Implementation, Operator, always
 from vss_kernels._runtime.registration import python_operator
@@ -17,8 +20,12 @@ from vss_kernels.masked_affinity import eager
 
 
 @python_operator("masked_affinity")
-def masked_affinity(target: Tensor, reference: Tensor, index: Tensor) -> Tensor:
+def masked_affinity(
+    target: Tensor, reference: Tensor, index: Tensor, use_triton: bool = True
+) -> Tensor:
     """Gathers and multiplies in one launch."""
+    if not use_triton:
+        return torch.ops.vss_kernels.masked_affinity_cpu(target, reference, index)
     from vss_kernels.masked_affinity import triton_kernels as kernels
 
     target, reference, index = target.contiguous(), reference.contiguous(), index.contiguous()
@@ -37,9 +44,18 @@ def masked_affinity(target: Tensor, reference: Tensor, index: Tensor) -> Tensor:
 
 @python_operator("masked_affinity_backward")
 def masked_affinity_backward(
-    grad: Tensor, target: Tensor, reference: Tensor, index: Tensor, needs: list[bool]
+    grad: Tensor,
+    target: Tensor,
+    reference: Tensor,
+    index: Tensor,
+    needs: list[bool],
+    use_triton: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of target and reference; an empty tensor for one that is not needed."""
+    if not use_triton:
+        return torch.ops.vss_kernels.masked_affinity_cpu_backward(
+            grad, target, reference, index, needs
+        )
     from vss_kernels.masked_affinity import triton_kernels as kernels
 
     grad, index = grad.contiguous(), index.contiguous()
@@ -71,13 +87,18 @@ def masked_affinity_backward(
 
 
 @masked_affinity.register_fake
-def _(target: Tensor, reference: Tensor, index: Tensor) -> Tensor:
+def _(target: Tensor, reference: Tensor, index: Tensor, use_triton: bool = True) -> Tensor:
     return target.new_empty(*index.shape, target.shape[1])
 
 
 @masked_affinity_backward.register_fake
 def _(
-    grad: Tensor, target: Tensor, reference: Tensor, index: Tensor, needs: list[bool]
+    grad: Tensor,
+    target: Tensor,
+    reference: Tensor,
+    index: Tensor,
+    needs: list[bool],
+    use_triton: bool = True,
 ) -> tuple[Tensor, Tensor]:
     return (
         target.new_empty(target.shape if needs[0] else (0,)),
@@ -85,34 +106,45 @@ def _(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.use_triton = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     target, reference, index = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:2])
-    grads = torch.ops.vss_kernels.masked_affinity_backward(grad, target, reference, index, needs)
-    return (*(g if needed else None for g, needed in zip(grads, needs, strict=True)), None)
+    grads = torch.ops.vss_kernels.masked_affinity_backward(
+        grad, target, reference, index, needs, ctx.use_triton
+    )
+    return (*(g if needed else None for g, needed in zip(grads, needs, strict=True)), None, None)
 
 
 masked_affinity.register_autograd(_backward, setup_context=_setup_context)
 masked_affinity_backward.forbid_derivative("masked_affinity")
 
 
-def _can_run(target: Tensor, *_: Any) -> str | None:
+def _triton_can_run(target: Tensor, *_: Any) -> str | None:
     return triton_support.refuses_tokens(target)
+
+
+def _native_can_run(target: Tensor, *_: Any) -> str | None:
+    return native.refuses_cpu(target)
+
+
+def _run_triton(target: Tensor, reference: Tensor, index: Tensor) -> Tensor:
+    return torch.ops.vss_kernels.masked_affinity(target, reference, index, True)
+
+
+def _run_native(target: Tensor, reference: Tensor, index: Tensor) -> Tensor:
+    return torch.ops.vss_kernels.masked_affinity(target, reference, index, False)
 
 
 operator = Operator(
     "masked_affinity",
     [
-        Implementation(
-            "triton",
-            torch.ops.vss_kernels.masked_affinity.default,
-            _can_run,
-            triton_support.problem,
-        ),
+        Implementation("triton", _run_triton, _triton_can_run, triton_support.problem),
+        Implementation("native", _run_native, _native_can_run, native.problem),
         Implementation("eager", without_autocast(eager.masked_affinity), always, always),
     ],
 )

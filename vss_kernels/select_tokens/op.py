@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vss_kernels._runtime import triton_support
+from vss_kernels._runtime import native, triton_support
 from vss_kernels._runtime.autocast import without_autocast
 from vss_kernels._runtime.backends import Implementation, Operator, always
 from vss_kernels._runtime.registration import python_operator
@@ -14,11 +14,16 @@ from vss_kernels._runtime.triton_support import cdiv, device_of, refuses_tokens
 from vss_kernels.select_tokens import eager
 
 LARGEST_TOP = 128
+"""Affinities of a token that the fused backends keep."""
 
 
 @python_operator("select_tokens")
-def select_tokens(target: Tensor, reference: Tensor, num_selected: int, top: int) -> Tensor:
+def select_tokens(
+    target: Tensor, reference: Tensor, num_selected: int, top: int, use_triton: bool = True
+) -> Tensor:
     """Chooses tokens in three launches: scores of all frames' tokens in two, then the choice."""
+    if not use_triton:
+        return torch.ops.vss_kernels.select_tokens_cpu(target, reference, num_selected, top)
     from vss_kernels.select_tokens import triton_kernels as kernels
 
     target, reference = target.contiguous(), reference.contiguous()
@@ -44,26 +49,41 @@ def select_tokens(target: Tensor, reference: Tensor, num_selected: int, top: int
 
 
 @select_tokens.register_fake
-def _(target: Tensor, reference: Tensor, num_selected: int, top: int) -> Tensor:
+def _(
+    target: Tensor, reference: Tensor, num_selected: int, top: int, use_triton: bool = True
+) -> Tensor:
     return reference.new_empty(*reference.shape[:2], num_selected, dtype=torch.int64)
 
 
-def _can_run(target: Tensor, reference: Tensor, num_selected: int, top: int) -> str | None:
-    if top > LARGEST_TOP:
-        return f"it keeps at most {LARGEST_TOP} affinities of a token in registers"
-    return refuses_tokens(target)
+def _refuses_top(top: int) -> str | None:
+    return None if top <= LARGEST_TOP else f"it keeps at most {LARGEST_TOP} affinities of a token"
 
 
-def _run(target: Tensor, reference: Tensor, num_selected: int, top: int) -> Tensor:
+def _triton_can_run(target: Tensor, reference: Tensor, num_selected: int, top: int) -> str | None:
+    return _refuses_top(top) or refuses_tokens(target)
+
+
+def _native_can_run(target: Tensor, reference: Tensor, num_selected: int, top: int) -> str | None:
+    return _refuses_top(top) or native.refuses_cpu(target)
+
+
+def _run_triton(target: Tensor, reference: Tensor, num_selected: int, top: int) -> Tensor:
     return torch.ops.vss_kernels.select_tokens(
-        target.detach(), reference.detach(), num_selected, top
+        target.detach(), reference.detach(), num_selected, top, True
+    )
+
+
+def _run_native(target: Tensor, reference: Tensor, num_selected: int, top: int) -> Tensor:
+    return torch.ops.vss_kernels.select_tokens(
+        target.detach(), reference.detach(), num_selected, top, False
     )
 
 
 operator = Operator(
     "select_tokens",
     [
-        Implementation("triton", _run, _can_run, triton_support.problem),
+        Implementation("triton", _run_triton, _triton_can_run, triton_support.problem),
+        Implementation("native", _run_native, _native_can_run, native.problem),
         Implementation("eager", without_autocast(eager.select_tokens), always, always),
     ],
 )

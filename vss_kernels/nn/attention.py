@@ -1,0 +1,49 @@
+"""Attention with few keys, as in encoders that reduce the map their keys come from."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vss_kernels._runtime import native
+from vss_kernels._runtime.backends import forced_everywhere
+
+__all__ = ["attend_few_keys"]
+
+
+def attend_few_keys(query: Tensor, key_value: Tensor) -> Tensor:
+    """Scaled dot-product attention on tokens whose heads are stored side by side.
+
+    In inference in float32 on a CPU a native kernel reads queries, keys and values where a linear
+    layer has written them (SegFormer's efficient self-attention: Xie et al., NeurIPS 2021,
+    section 3.1). Otherwise it is ``F.scaled_dot_product_attention``.
+
+    Args:
+        query: (N, Q, heads, D).
+        key_value: Keys and values, (N, K, 2, heads, D), dtype of ``query``.
+
+    Returns:
+        Tensor of shape (N, Q, heads, D).
+
+    Example:
+        >>> query, key_value = torch.randn(2, 64, 4, 8), torch.randn(2, 16, 2, 4, 8)
+        >>> vss_kernels.nn.attend_few_keys(query, key_value).shape
+        torch.Size([2, 64, 4, 8])
+    """
+    if _is_native(query, key_value):
+        return torch.ops.vss_kernels.reduced_attention_cpu(query, key_value)
+    key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(query.transpose(1, 2), key, value).transpose(1, 2)
+
+
+def _is_native(query: Tensor, key_value: Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if query.device.type != "cpu" or {query.dtype, key_value.dtype} != {torch.float32}:
+        return False
+    if torch.is_grad_enabled() and (query.requires_grad or key_value.requires_grad):
+        return False
+    if torch.is_autocast_enabled("cpu") or key_value.shape[1] == 0:
+        return False
+    return native.problem() is None and forced_everywhere() in (None, "native")
