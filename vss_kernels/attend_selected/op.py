@@ -21,7 +21,7 @@ from vss_kernels.attend_selected import eager
 
 @python_operator("attend_selected")
 def attend_selected(
-    affinity: Tensor, value: Tensor, index: Tensor, use_triton: bool = True
+    affinity: Tensor, value: Tensor, index: Tensor, use_triton: bool
 ) -> tuple[Tensor, Tensor]:
     """Softmax, gather and product in one launch; also the softmax's statistics (B,R,2,Q)."""
     if not use_triton:
@@ -53,7 +53,7 @@ def attend_selected_backward(
     value: Tensor,
     index: Tensor,
     needs: list[bool],
-    use_triton: bool = True,
+    use_triton: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of affinity and value; an empty tensor for one that is not needed."""
     if not use_triton:
@@ -100,9 +100,7 @@ def _warps(tensor: Tensor) -> int:
 
 
 @attend_selected.register_fake
-def _(
-    affinity: Tensor, value: Tensor, index: Tensor, use_triton: bool = True
-) -> tuple[Tensor, Tensor]:
+def _(affinity: Tensor, value: Tensor, index: Tensor, use_triton: bool) -> tuple[Tensor, Tensor]:
     batch, frames, _, positions = affinity.shape
     return (
         value.new_empty(batch, frames, positions, value.shape[3]),
@@ -118,7 +116,7 @@ def _(
     value: Tensor,
     index: Tensor,
     needs: list[bool],
-    use_triton: bool = True,
+    use_triton: bool,
 ) -> tuple[Tensor, Tensor]:
     return (
         affinity.new_empty(affinity.shape if needs[0] else (0,)),

@@ -20,9 +20,7 @@ from vss_kernels.masked_affinity import eager
 
 
 @python_operator("masked_affinity")
-def masked_affinity(
-    target: Tensor, reference: Tensor, index: Tensor, use_triton: bool = True
-) -> Tensor:
+def masked_affinity(target: Tensor, reference: Tensor, index: Tensor, use_triton: bool) -> Tensor:
     """Gathers and multiplies in one launch."""
     if not use_triton:
         return torch.ops.vss_kernels.masked_affinity_cpu(target, reference, index)
@@ -49,7 +47,7 @@ def masked_affinity_backward(
     reference: Tensor,
     index: Tensor,
     needs: list[bool],
-    use_triton: bool = True,
+    use_triton: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of target and reference; an empty tensor for one that is not needed."""
     if not use_triton:
@@ -87,7 +85,7 @@ def masked_affinity_backward(
 
 
 @masked_affinity.register_fake
-def _(target: Tensor, reference: Tensor, index: Tensor, use_triton: bool = True) -> Tensor:
+def _(target: Tensor, reference: Tensor, index: Tensor, use_triton: bool) -> Tensor:
     return target.new_empty(*index.shape, target.shape[1])
 
 
@@ -98,7 +96,7 @@ def _(
     reference: Tensor,
     index: Tensor,
     needs: list[bool],
-    use_triton: bool = True,
+    use_triton: bool,
 ) -> tuple[Tensor, Tensor]:
     return (
         target.new_empty(target.shape if needs[0] else (0,)),

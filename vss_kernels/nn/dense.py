@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vss_kernels.fuse_pyramid import fuse_pyramid
+from vss_kernels.nn import linear
 from vss_kernels.upsample_argmax import upsample_argmax
 from vss_kernels.upsample_cross_entropy import upsample_cross_entropy
 
@@ -163,14 +164,21 @@ def fuse_projected(
     Returns:
         Map of shape (N, E, h_1, w_1).
     """
-    projected = []
-    for position, (level, weight) in enumerate(zip(levels, weights, strict=True)):
-        # A product for each image gives (N, E, h, w) whichever way the features are stored.
-        matrices, columns = weight.expand(len(level), -1, -1), level.flatten(2)
-        # A resize leaves constants as they are, so one level can carry the bias of all.
-        if position == len(weights) - 1:
-            rows = torch.baddbmm(bias[:, None], matrices, columns)
-        else:
-            rows = torch.bmm(matrices, columns)
-        projected.append(rows.unflatten(2, level.shape[2:]))
+    # A resize leaves constants as they are, so one level can carry the bias of all.
+    biases = [None] * (len(weights) - 1) + [bias]
+    projected = [_project(*level) for level in zip(levels, weights, biases, strict=True)]
     return fuse_pyramid(projected, align_corners=align_corners)
+
+
+def _project(level: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiplies the channels of a map (N, C, h, w) by a matrix (E, C)."""
+    tokens = level.permute(0, 2, 3, 1)
+    if tokens.stride(3) == 1 and linear.convolves(tokens, weight, bias):
+        return linear.token_linear(tokens, weight, bias).permute(0, 3, 1, 2)
+    # A product for each image gives (N, E, h, w) whichever way the features are stored.
+    matrices, columns = weight.expand(len(level), -1, -1), level.flatten(2)
+    if bias is None:
+        rows = torch.bmm(matrices, columns)
+    else:
+        rows = torch.baddbmm(bias[:, None], matrices, columns)
+    return rows.unflatten(2, level.shape[2:])

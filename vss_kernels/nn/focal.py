@@ -18,6 +18,7 @@ from vss_kernels.focal_attention.geometry import (
 )
 from vss_kernels.focal_pool import focal_pool
 from vss_kernels.nn.bias_tables import invert_index, look_up
+from vss_kernels.nn.linear import TokenLinear, token_linear
 
 
 def _table(*shape: int) -> nn.Parameter:
@@ -56,8 +57,8 @@ class FocalAttention(nn.Module):
         self.num_heads = num_heads
         self.geometry = FocalGeometry() if geometry is None else geometry
         side = self.geometry.window
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim)
+        self.proj = TokenLinear(dim, dim)
         # The published start: only the table of a window's own positions is zero.
         self.window_bias = nn.Parameter(torch.zeros((2 * side - 1) ** 2, num_heads))
         self.around_bias = _table(1, num_heads, side**2, self.geometry.around_keys)
@@ -168,8 +169,8 @@ def attend_maps(
     query_bias, key_value_bias = (
         (None, None) if qkv.bias is None else (qkv.bias[:dim], qkv.bias[dim:])
     )
-    query = F.linear(target, qkv.weight[:dim], query_bias)
-    key_value = F.linear(tokens, qkv.weight[dim:], key_value_bias)
+    query = token_linear(target, qkv.weight[:dim], query_bias)
+    key_value = token_linear(tokens, qkv.weight[dim:], key_value_bias)
     attended = attend_tokens(
         query.unflatten(-1, (num_heads, -1)),
         key_value.unflatten(-1, (2, num_heads, -1)),
@@ -189,8 +190,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = TokenLinear(dim, hidden)
+        self.fc2 = TokenLinear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., C) to (..., C)."""

@@ -14,6 +14,7 @@ from vss_kernels.aggregate_affinity import (
     aggregate_affinity,
 )
 from vss_kernels.masked_affinity import masked_affinity
+from vss_kernels.nn.linear import TokenLinear
 from vss_kernels.select_tokens import select_tokens
 
 Chain = Sequence[tuple[int, int, int]]
@@ -230,8 +231,8 @@ class RelationAffinity(nn.Module):
         self.aggregation = AffinityAggregation(layers)
         self.keep = keep
         self.top = top
-        self.target_projections = nn.ModuleList([nn.Linear(dim, dim) for dim in dims])
-        self.reference_projections = nn.ModuleList([nn.Linear(dim, dim) for dim in dims])
+        self.target_projections = nn.ModuleList([TokenLinear(dim, dim) for dim in dims])
+        self.reference_projections = nn.ModuleList([TokenLinear(dim, dim) for dim in dims])
 
     def num_selected(self, tokens: int) -> int:
         """Returns how many of a reference frame's tokens are kept."""

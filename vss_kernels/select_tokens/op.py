@@ -19,7 +19,7 @@ LARGEST_TOP = 128
 
 @python_operator("select_tokens")
 def select_tokens(
-    target: Tensor, reference: Tensor, num_selected: int, top: int, use_triton: bool = True
+    target: Tensor, reference: Tensor, num_selected: int, top: int, use_triton: bool
 ) -> Tensor:
     """Chooses tokens in three launches: scores of all frames' tokens in two, then the choice."""
     if not use_triton:
@@ -49,9 +49,7 @@ def select_tokens(
 
 
 @select_tokens.register_fake
-def _(
-    target: Tensor, reference: Tensor, num_selected: int, top: int, use_triton: bool = True
-) -> Tensor:
+def _(target: Tensor, reference: Tensor, num_selected: int, top: int, use_triton: bool) -> Tensor:
     return reference.new_empty(*reference.shape[:2], num_selected, dtype=torch.int64)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vss_kernels import add_layer_norm, depthwise_gelu
+from vss_kernels.nn import TokenLinear, attend_few_keys, token_linear
 from vss_models.backbones.query_groups import attend_in_groups, num_groups
 
 BLOCK_NORM_EPS = 1e-6
@@ -53,7 +53,7 @@ def reduce_patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
     h, w = height // side, width // side
     patches = x[:, : h * side, : w * side].reshape(n, h, side, w, side, dim)
     patches = patches.transpose(2, 3).reshape(n, h, w, side * side * dim)
-    return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+    return token_linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 class PatchEmbedding(nn.Module):
@@ -85,9 +85,9 @@ class ReducedAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, reduction: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
-        self.projection = nn.Linear(dim, dim)
+        self.query = TokenLinear(dim, dim)
+        self.key_value = TokenLinear(dim, 2 * dim)
+        self.projection = TokenLinear(dim, dim)
         self.reduction: nn.Conv2d | None = None
         self.reduction_norm: nn.LayerNorm | None = None
         if reduction > 1:
@@ -107,7 +107,10 @@ class ReducedAttention(nn.Module):
         groups = 1
         if x.is_cuda and torch.is_grad_enabled() and key_value.requires_grad:
             groups = num_groups(n, self.num_heads, height * width, key_value.shape[1])
-        attended = attend_in_groups(query, key_value, groups)
+        if groups == 1:
+            attended = attend_few_keys(query, key_value)
+        else:
+            attended = attend_in_groups(query, key_value, groups)
         return self.projection(attended.reshape(n, height, width, dim))
 
 
@@ -116,9 +119,9 @@ class MixFeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(dim, hidden)
+        self.expand = TokenLinear(dim, hidden)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.contract = nn.Linear(hidden, dim)
+        self.contract = TokenLinear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, H, W, C) to the same shape."""
