@@ -52,7 +52,8 @@ def test_folded_norm_is_the_norm() -> None:
     """Half of the positions are cut off by the ReLU, so it sits behind the folded norm."""
     fusion = trained_fusion().eval()
     levels = features()
-    expected = torch.relu(fusion.norm(fuse_projected(levels, *fusion.level_weights(fold_norm=False))))
+    mixed = fuse_projected(levels, *fusion.level_weights(fold_norm=False))
+    expected = torch.relu(fusion.norm(mixed))
     fused = fusion(levels)
     assert (fused - expected).abs().max() <= 1e-12 * expected.abs().max()
     assert 0.1 < (fused == 0).double().mean() < 0.9
