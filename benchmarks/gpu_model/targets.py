@@ -122,7 +122,6 @@ _FORWARD_60X108 = _aggregation("AggregatePatches", (1, 0, 0, 1, 1, 11), 606, 800
 _BACKWARD_60X108 = _aggregation(
     "AggregatePatchesBackward", (1, 0, 0, 3, 1, 9, 1, 13, 9, 3, 4, 3, 2, 1), 606, 167120
 )
-_NO_TIME = "the time is not modelled"
 
 TARGETS = (
     Target(
@@ -212,21 +211,50 @@ TARGETS = (
         instructions=12,
         microseconds=40,
     ),
+    # 15 bands of rows, 17 of 2048 planes a block: two groups of columns a thread, three levels that
+    # move on by at most 3 of 7 rows (really 7 rows in all three together).
     Target(
         "fuse_pyramid, 8 at 120x120, forward",
         "fuse_pyramid",
-        "pass of the largest loop",
-        (Part("FuseColumns<float>", "LDG", threads=256),),
+        "warp",
+        (
+            Part(
+                "GpuFuseColumns<float, true>",
+                "LDG",
+                threads=256,
+                blocks=15 * 121,
+                up=None,
+                trips=(1, 1, 2, 2, 3, 1, 0, 1, 0, 1, 0, 0),
+                shared_bytes=4 * (32 + 3 * (8 * 2 + 30 * 12)),
+            ),
+        ),
         microseconds=1.5 * PYRAMID_FORWARD_US,
-        note=_NO_TIME,
     ),
+    # A part for each level of a plane: chunks of rows, items of a thread in each, batches of four
+    # positions in each of those. Half of the accesses to shared memory go to every second, fourth
+    # or eighth bank.
     Target(
         "fuse_pyramid, 8 at 120x120, backward",
         "fuse_pyramid",
-        "pass of the largest loop",
-        (Part("FuseBackward<float>", "LDG", threads=256),),
+        "warp",
+        tuple(
+            Part(
+                "GpuFuseBackward<float, 4>",
+                "LDG",
+                threads=256,
+                blocks=2048,
+                up=None,
+                trips=(1, 1, 1, 1, 1, 1, chunks, row_items, batches, cells, batches),
+                shared_bytes=4 * (32 + 34 * 120 + 2 * 241),
+                conflict=conflict,
+            )
+            for chunks, row_items, cells, batches, conflict in (
+                (2, 4, 8, 1, 1.5),
+                (1, 4, 4, 2, 2.5),
+                (1, 2, 1, 4, 4.5),
+            )
+        ),
         microseconds=2.5 * PYRAMID_BACKWARD_US,
-        note=_NO_TIME,
     ),
     # The level of 7x7 pixels a cell, which takes longest: 49 pixels of 256 channels for each of 162
     # cells; 504 strips of 16 pixels. Paths are those of the busiest warp.

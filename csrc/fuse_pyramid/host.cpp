@@ -3,6 +3,7 @@
 #include "../machine/machine.h"
 
 #include "backward.h"
+#include "gpu_kernel.h"
 #include "kernel.h"
 
 namespace vss::inline VSS_MACHINE::fuse_pyramid {
@@ -88,6 +89,54 @@ void set_tile(Pyramid& p, bool channels_adjacent) {
   }
 }
 
+#if VSS_GPU_CODE
+
+template <typename T, bool kAligned>
+bool launch_columns(const PyramidInputs& in, const at::Tensor& out) {
+  constexpr int64_t kMostScratch = 8192, kMost = std::numeric_limits<int32_t>::max() / 2;
+  const Pyramid& p = in.geometry;
+  const int64_t groups = cdiv<int64_t>(p.columns, kWidth);
+  if (p.batch * p.channels > kMost || p.rows > kMost || groups > kMostScratch) return false;
+  const GpuFuseColumns<T, kAligned> f = {p,
+                                         in.sources<T>(),
+                                         out.mutable_data_ptr<T>(),
+                                         static_cast<int>(p.bands()),
+                                         static_cast<int>(p.batch * p.channels),
+                                         static_cast<int>(groups)};
+  if (f.scratch_floats() > kMostScratch || f.blocks() > kMost) return false;
+  run_blocks<kGpuThreads>({.op = "fuse_pyramid",
+                           .blocks = f.blocks(),
+                           .threads = kGpuThreads,
+                           .scratch_floats = f.scratch_floats()},
+                          f);
+  return true;
+}
+
+// Runs the kernel of gpu_kernel.h; false where it does not take these sizes.
+bool run_columns(const PyramidInputs& in, const at::Tensor& out) {
+  if (in.channels_adjacent) return false;
+  const Pyramid& p = in.geometry;
+  const bool aligned =
+      packs(in.levels[0], kWidth, {p.first.batch, p.first.channel, p.first.row, p.columns}) &&
+      packs(out, kWidth, {});
+  bool taken = false;
+  VSS_DISPATCH_FLOATING(out.scalar_type(), "fuse_pyramid", [&] {
+    taken = aligned ? launch_columns<scalar_t, true>(in, out)
+                    : launch_columns<scalar_t, false>(in, out);
+  });
+  return taken;
+}
+
+template <typename T, int kCount>
+void launch_backward(const Launch& launch, const PyramidBackward& p, const at::Tensor& grad,
+                     const std::vector<at::Tensor>& grad_levels) {
+  GpuFuseBackward<T, kCount> f = {p, grad.const_data_ptr<T>(), {}};
+  for (int i = 0; i < p.levels; ++i) f.grad_levels[i] = grad_levels[i].mutable_data_ptr<T>();
+  run_blocks<kThreads>(launch, f);
+}
+
+#endif
+
 at::Tensor fuse(at::TensorList levels, bool align_corners) {
   TORCH_CHECK_VALUE(!levels.empty(), "fuse_pyramid: levels must hold at least one map");
   const c10::DeviceGuard guard(levels[0].device());
@@ -96,6 +145,9 @@ at::Tensor fuse(at::TensorList levels, bool align_corners) {
   set_tile(p, in.channels_adjacent);
   const at::Tensor out = at::empty(in.levels[0].sizes(), in.levels[0].options());
   if (out.numel() == 0) return out;
+#if VSS_GPU_CODE
+  if (run_columns(in, out)) return out;
+#endif
   const Launch launch = {.op = "fuse_pyramid",
                          .blocks = p.blocks(),
                          .grain = kGrain,
@@ -118,7 +170,6 @@ at::Tensor fuse(at::TensorList levels, bool align_corners) {
 std::vector<at::Tensor> fuse_backward(const at::Tensor& grad_any, at::IntArrayRef sizes,
                                       bool align_corners) {
   constexpr const char* op = "fuse_pyramid_backward";
-  constexpr int64_t kBandRows = kGpu ? 32 : 128;
   constexpr int64_t kChunkFloats = 4096;  // of a level's rows in scratch: 16 KiB
   const c10::DeviceGuard guard(grad_any.device());
   check_dims(op, "grad", grad_any, 4);
@@ -130,8 +181,11 @@ std::vector<at::Tensor> fuse_backward(const at::Tensor& grad_any, at::IntArrayRe
   p.rows = grad.size(2);
   p.columns = grad.size(3);
   p.levels = static_cast<int>(sizes.size() / 2);
-  p.bands = std::max<int64_t>(cdiv(p.rows, kBandRows), 1);
-  p.chunk = std::clamp<int64_t>(kChunkFloats / std::max<int64_t>(p.columns, 1), 1, kBandRows);
+  // On a GPU many planes fill it without bands, whose tables take time.
+  constexpr int64_t kManyPlanes = 1024;
+  const int64_t band_rows = kGpu && p.planes < kManyPlanes ? 32 : 128;
+  p.bands = std::max<int64_t>(cdiv(p.rows, band_rows), 1);
+  p.chunk = std::clamp<int64_t>(kChunkFloats / std::max<int64_t>(p.columns, 1), 1, band_rows);
   std::vector<at::Tensor> grad_levels;
   for (int i = 0; i < p.levels; ++i) {
     const int64_t rows = sizes[2 * i], columns = sizes[2 * i + 1];
@@ -142,16 +196,24 @@ std::vector<at::Tensor> fuse_backward(const at::Tensor& grad_any, at::IntArrayRe
     p.horizontal[i] = Resize(columns, p.columns, align_corners);
     grad_levels.push_back(at::empty({grad.size(0), grad.size(1), rows, columns}, grad.options()));
   }
+  const Launch launch = {.op = op,
+                         .blocks = p.blocks(),
+                         .grain = kGrain,
+                         .threads = kThreads,
+                         .scratch_floats = p.scratch_floats()};
   VSS_DISPATCH_FLOATING(grad.scalar_type(), op, [&] {
+#if VSS_GPU_CODE
+    if (packs(grad, kWidth, {p.columns})) {
+      launch_backward<scalar_t, kWidth>(launch, p, grad, grad_levels);
+    } else {
+      launch_backward<scalar_t, 1>(launch, p, grad, grad_levels);
+    }
+#else
     FuseBackward<scalar_t> f = {p, grad.const_data_ptr<scalar_t>(), {}};
     for (int i = 0; i < p.levels; ++i)
       f.grad_levels[i] = grad_levels[i].mutable_data_ptr<scalar_t>();
-    run_blocks<kThreads>({.op = op,
-                          .blocks = p.blocks(),
-                          .grain = kGrain,
-                          .threads = kThreads,
-                          .scratch_floats = p.scratch_floats()},
-                         f);
+    run_blocks<kThreads>(launch, f);
+#endif
   });
   return grad_levels;
 }

@@ -14,7 +14,7 @@ struct Hat {
   float scale, offset, last;
 
   Hat() = default;
-  explicit Hat(const Resize& resize)
+  VSS_INLINE explicit Hat(const Resize& resize)
       : scale(resize.scale), offset(resize.offset), last(static_cast<float>(resize.size - 1)) {}
 
   // Where a resized position reads.
