@@ -122,3 +122,13 @@ def test_a_direct_call_refuses_what_does_not_fit():
     for wrong in (key_value[:, :, :1], key_value[:, :0], key_value[..., :4], key_value[:0]):
         with pytest.raises(ValueError, match=r"key_value must be \(1, at least 1, 2, 2, 8\)"):
             attend(query, wrong)
+
+
+@needs_native
+def test_fake_tensors_have_its_shape():
+    query, key_value = inputs_of((1, 9, 6, 2, 8))
+    torch.library.opcheck(
+        torch.ops.vss_kernels.reduced_attention_cpu.default,
+        (query, key_value),
+        test_utils=("test_schema", "test_faketensor"),
+    )
