@@ -13,7 +13,11 @@ from benchmarks.gpu_model.nvcc_check import ROOT, ToolError, check, cuda_operato
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 KERNEL = "__global__ void kernel(float* x) { x[0] = SQUARE(x[0]); }\n"
 FITS = "__device__ float SQUARE(float x) { return x * x; }\n" + KERNEL
-DOES_NOT = "float SQUARE(float x) { return x * x; }\n" + KERNEL  # of the host alone
+REFUSED_FOR_THE_GPU = "float SQUARE(float x) { return x * x; }\n" + KERNEL  # of the host alone
+REFUSED_FOR_THE_HOST = (
+    "__device__ float multiply(float x, float y) { return x * y; }\n"
+    "__host__ __device__ float SQUARE(float x) { return multiply(x, x); }\n" + KERNEL
+)
 
 
 @pytest.fixture
@@ -40,8 +44,9 @@ def test_lists_the_operators_that_the_library_has_for_cuda():
 
 
 @needs_nvcc
-def test_code_of_the_host_in_a_kernel_is_refused_every_time(source_text, tmp_path):
-    source_text(DOES_NOT)
+@pytest.mark.parametrize("source", [REFUSED_FOR_THE_GPU, REFUSED_FOR_THE_HOST])
+def test_a_call_across_the_machines_is_refused_every_time(source_text, tmp_path, source):
+    source_text(source)
     for _ in range(2):
         with pytest.raises(ToolError, match="SQUARE"):
             check("square", shutil.which("nvcc"), tmp_path / "taken")

@@ -3,6 +3,8 @@
 The ordinary tests compile the operators with the CPU's compiler only, which takes more than nvcc
 does. Nothing is optimised and no machine code is made here, so that most of the time goes into
 PyTorch's headers; an operator is left out while none of its files has changed since nvcc took it.
+nvcc reads a source twice, for the GPU and for the host, and refuses other things each time: a
+function of both that calls one of the GPU alone passes the first and not the second.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def cuda_operators() -> list[str]:
 
 
 def check(operator: str, nvcc: str, folder: Path) -> bool:
-    """Lets nvcc compile an operator up to PTX, unless it took the same files before.
+    """Lets nvcc read an operator for the GPU and the host, unless it took the same files before.
 
     Args:
         operator: Its folder in csrc.
@@ -69,8 +71,8 @@ def check(operator: str, nvcc: str, folder: Path) -> bool:
         taken = folder / f"{operator}.{fingerprint.hexdigest()[:12]}"
         if taken.exists():
             return False
-        output = str(Path(scratch) / "check.ptx")
-        run_tool([nvcc, *_FLAGS, *torch_includes(), "-ptx", str(source), "-o", output])
+        output = str(Path(scratch) / "check.cu.cpp.ii")
+        run_tool([nvcc, *_FLAGS, *torch_includes(), "--cuda", str(source), "-o", output])
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(taken) as temporary:
         temporary.touch()

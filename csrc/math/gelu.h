@@ -16,7 +16,7 @@ VSS_INLINE Floats magnitude(Floats x) { return (Floats)((Bits)x & 0x7fffffffu); 
 #endif
 
 // The smaller of both; NaN stays NaN. By instructions that GCC does not find by itself.
-VSS_INLINE Floats at_most(Floats x, float bound) {
+VSS_DEVICE Floats at_most(Floats x, float bound) {
 #if defined(VSS_AVX512)
   return (Floats)_mm512_maskz_min_ps(0xffff, (__m512)broadcast(bound), (__m512)x);
 #elif defined(VSS_AVX2)
@@ -27,7 +27,7 @@ VSS_INLINE Floats at_most(Floats x, float bound) {
 }
 
 // x where it is positive, else zero; also for NaN.
-VSS_INLINE Floats positive_part(Floats x) {
+VSS_DEVICE Floats positive_part(Floats x) {
 #if defined(VSS_AVX512)
   return (Floats)_mm512_maskz_max_ps(0xffff, (__m512)x, (__m512)Floats{});
 #elif defined(VSS_AVX2)
@@ -44,7 +44,7 @@ struct NormalTail {
   Floats decay;     // exp(-z^2 / 2)
   Floats ratio;
 
-  VSS_INLINE explicit NormalTail(Floats z) {
+  VSS_DEVICE explicit NormalTail(Floats z) {
     constexpr float kFarthest = 12.6f;  // small enough that no result is denormal
     constexpr float kHalfLog2E = 0.72134752f;
     // Of least error in [0, 6] (1.2e-7), weighted by exp(-a^2 / 2) and by a where that is above 1.
@@ -62,12 +62,12 @@ struct NormalTail {
   }
 };
 
-VSS_INLINE Floats gelu(Floats z) {
+VSS_DEVICE Floats gelu(Floats z) {
   const NormalTail tail(z);
   return positive_part(z) - tail.distance * tail.decay * tail.ratio;
 }
 
-VSS_INLINE Floats gelu_derivative(Floats z) {
+VSS_DEVICE Floats gelu_derivative(Floats z) {
   constexpr float kDensity = 0.39894228f;  // 1 / sqrt(2 pi)
   const NormalTail tail(z);
   const Floats below = tail.decay * (tail.ratio - tail.distance * kDensity);  // at -|z|
