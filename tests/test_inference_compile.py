@@ -86,6 +86,10 @@ def test_automatic_compilation_is_for_gpus() -> None:
     program = FrameProgram(tiny_model("mrcfa_b0"), TRANSFORM, 9, compile="auto")
     assert not program.is_compiled
     assert not program.replays
+    # And it is the one that does without a compiler where there is none.
+    assert program._alone.falls_back
+    assert program._related.falls_back
+    assert not FrameProgram(tiny_model("mrcfa_b0"), TRANSFORM, 9, compile="eager")._alone.falls_back
 
 
 def test_bad_settings_are_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
+from tests.support.capture_audit import AuditedCapture
 from tests.support.recorded_calls import FailingCapture, RecordedCalls
 from tests.support.tiny_training import NUM_CLASSES, make_module, without_dropout
+from vss_models.inference.graphs import Capture, CudaCapture
 from vss_models.narrowing import narrowed_parameters
 from vss_models.training import SegmentationModule
 from vss_models.training.optim import OptimizerSettings, build_optimizer
-from vss_models.training.step import TrainingStep, chosen_execution
+from vss_models.training.step import ALIGNMENT, TrainingStep, chosen_execution, chosen_step
 
 NAMES = ["mrcfa_b0", "cffm_b0", "segformer_b0"]
 
@@ -86,37 +89,56 @@ def test_gradients_of_several_batches_add_up() -> None:
     assert (capture.recorded, capture.replayed) == (2, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "how", "recorder"),
+    [
+        pytest.param("cpu", "aot_eager", RecordedCalls, marks=pytest.mark.slow),
+        pytest.param("cuda", "cuda-graph", CudaCapture, marks=pytest.mark.gpu),
+    ],
+)
 @pytest.mark.parametrize("name", ["mrcfa_b0", "cffm_b0"])
-def test_fifty_steps_follow_the_uncompiled_run(name: str) -> None:
+def test_fifty_steps_follow_the_uncompiled_run(
+    name: str, device: str, how: str, recorder: Callable[[], Capture]
+) -> None:
     """Compiled, recorded and replayed, with the optimizer's update and its changing rate."""
     settings = OptimizerSettings(lr=3e-4, head_lr_multiplier=3.0, warmup_steps=10)
     losses: list[list[float]] = []
     for fast in (False, True):
-        module = module_for(name)
+        module = module_for(name).to(device)
         optimizer, schedule = build_optimizer(module.model, settings, 50)
-        capture = RecordedCalls()
-        step = TrainingStep(module.model, module.loss, "aot_eager", capture)
+        captures = [AuditedCapture(recorder()) for _ in range(2)]
+        step = TrainingStep(module.model, module.loss, how, captures[0])
         if fast:
-            optimizer.capture = RecordedCalls()
+            optimizer.capture = captures[1]
         curve = []
         for number in range(50):
+            clip, labels = (tensor.to(device) for tensor in batch(number % 4))
             if fast:
-                curve.append(float(step(*batch(number % 4))[1]))
+                curve.append(float(step(clip, labels)[1]))
             else:
                 optimizer.zero_grad()
-                curve.append(float(plain_step(module, *batch(number % 4))))
+                curve.append(float(plain_step(module, clip, labels)))
             optimizer.step()
             schedule.step()
         losses.append(curve)
         if fast:
-            assert (capture.recorded, capture.replayed) == (1, 48)
-            assert isinstance(optimizer.capture, RecordedCalls)
-            assert (optimizer.capture.recorded, optimizer.capture.replayed) == (1, 49)
+            counts = [(capture.recorded, capture.replayed) for capture in captures]
+            assert counts == [(1, 48), (1, 49)]
     plain, replayed = (torch.tensor(curve) for curve in losses)
     assert plain[-4:].mean() < plain[:4].mean()
     assert (replayed - plain).abs().max() <= 2e-3 * plain.abs().max()
     assert (replayed - plain)[:10].abs().max() <= 1e-5 * plain.abs().max()
+
+
+def test_gradients_begin_where_vectors_may() -> None:
+    module = module_for("cffm_b0")  # it has parameters of one number
+    step = TrainingStep(module.model, module.loss)
+    step(*batch(0))
+    assert step._flat is not None
+    for gradient in gradients(module):
+        assert (gradient.data_ptr() - step._flat.data_ptr()) % (4 * ALIGNMENT) == 0
+    total = sum(gradient.double().sum() for gradient in gradients(module))
+    torch.testing.assert_close(step._flat.double().sum(), total)
 
 
 def test_further_sizes_run_uncompiled_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -201,6 +223,17 @@ def test_automatic_execution(caplog: pytest.LogCaptureFixture) -> None:
         assert chosen_execution("auto", trainer("cuda", "16-mixed")) is None
     (record,) = caplog.records
     assert "trainer.precision='16-mixed'" in record.getMessage()
+
+
+def test_only_an_automatic_choice_falls_back() -> None:
+    module = module_for("segformer_b0")
+    automatic = chosen_step(module.model, module.loss, "auto", trainer("cuda"))
+    named = chosen_step(module.model, module.loss, "inductor", trainer("cuda"))
+    assert automatic is not None
+    assert named is not None
+    assert (automatic._prepared().falls_back, automatic.replays) == (True, True)
+    assert (named._prepared().falls_back, named.replays) == (False, False)
+    assert chosen_step(module.model, module.loss, "auto", trainer("cpu")) is None
 
 
 def test_what_was_asked_for_and_cannot_be_is_an_error() -> None:

@@ -81,7 +81,8 @@ class FrameProgram:
         compile: None runs the model as it is. "inductor" compiles it with torch.compile; any other
             backend of torch.compile can be named too. "cuda-graph" compiles with inductor and
             replays the result as a CUDA graph, without the cost of launching kernels one by one.
-            "auto" is "cuda-graph" on a CUDA device and None elsewhere. Each of the first
+            "auto" is "cuda-graph" on a CUDA device and None elsewhere; where compiling fails, it
+            replays the model as it is, and a warning says why. Each of the first
             :data:`vss_models.inference.graphs.MOST_SIZES` sizes of the frames is compiled for
             itself; with further ones the model runs as it is, and a warning says so.
         capture: How calls are recorded; by default as CUDA graphs if `compile` is "cuda-graph".
@@ -104,6 +105,7 @@ class FrameProgram:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
         weights = next(model.parameters())
         self._device, self._dtype = weights.device, weights.dtype
+        self._falls_back = compile == AUTOMATIC
         if compile == AUTOMATIC:
             compile = CUDA_GRAPH if self._device.type == "cuda" else None
         if compile == CUDA_GRAPH and self._device.type != "cuda":
@@ -137,7 +139,13 @@ class FrameProgram:
         def of_tensors(function: FrameFunction) -> Callable[[Tensor, Tensor], Tensor]:
             return lambda frames, places: function(self._video, self._size, frames, places)
 
-        return SizedFunction(of_tensors(fast), of_tensors(run), capture, inputs_stay=True)
+        return SizedFunction(
+            of_tensors(fast),
+            of_tensors(run),
+            capture,
+            inputs_stay=True,
+            falls_back=self._falls_back,
+        )
 
     def reset(self) -> None:
         """Takes over the model's weights as they are now, and frees what only one video needed."""

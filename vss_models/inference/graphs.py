@@ -85,6 +85,8 @@ class SizedFunction:
         most_sizes: Number of sizes that `fast` is called with.
         inputs_stay: Whether the tensors of each size are at the same addresses in every call. If
             not, they are copied to fixed ones before a replay.
+        falls_back: Whether `plain` takes the place of `fast`, with a logged reason, if the first
+            call of a size fails. A machine may lack what a compiler needs.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class SizedFunction:
         name: str = "the model",
         most_sizes: int = MOST_SIZES,
         inputs_stay: bool = False,
+        falls_back: bool = False,
     ) -> None:
         self.fast = fast
         self.plain = plain
@@ -102,6 +105,7 @@ class SizedFunction:
         self.name = name
         self.most_sizes = most_sizes
         self.inputs_stay = inputs_stay
+        self.falls_back = falls_back
         self._sizes: dict[Hashable, _Size] = {}
         self._has_warned = False
 
@@ -132,7 +136,23 @@ class SizedFunction:
                         static.copy_(tensor, non_blocking=True)
                 size.recording.replay()
                 return size.recording.result
+        if size.calls == 1 and self.falls_back:
+            return self._try(inputs)
         return self.fast(*inputs)
+
+    def _try(self, inputs: Sequence[Tensor]) -> Result:
+        """Calls the fast form, for good the plain one if that fails."""
+        try:
+            return self.fast(*inputs)
+        except Exception as error:  # compilers raise what they like
+            # If it was no fault of the compiler, the plain form raises it again.
+            result = self.plain(*inputs)
+            self.falls_back = False
+            self.fast = self.plain
+            cause = getattr(error, "inner_exception", error)  # a compiler's wraps what it met
+            reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
+            logger.warning("%s is not compiled, because that failed: %s", self.name, reason)
+            return result
 
     def _record(self, size: _Size, inputs: Sequence[Tensor]) -> None:
         assert self.capture is not None

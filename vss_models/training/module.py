@@ -31,7 +31,7 @@ from vss_models.training.data import IDLE, VideoDataModule
 from vss_models.training.evaluate import Evaluator
 from vss_models.training.optim import OptimizerSettings, build_optimizer
 from vss_models.training.report import EvaluationReport
-from vss_models.training.step import TrainingStep, chosen_execution
+from vss_models.training.step import TrainingStep, chosen_step
 from vss_models.training.tf32 import Tf32
 from vss_models.training.trained_settings import network_precision, warn_of_other_settings
 
@@ -62,7 +62,8 @@ class SegmentationModule(pl.LightningModule):
             compiles them, see :func:`vss_models.inference.compile.compiled`; compiled dropout draws
             other numbers. "cuda-graph" also replays them, and the optimizer's update, as CUDA
             graphs. "auto" is "cuda-graph" on a CUDA device and None elsewhere, or, with a logged
-            reason, where the trainer's settings do not allow it. Evaluation is not compiled.
+            reason, where the trainer's settings do not allow it; a model that cannot be compiled is
+            replayed uncompiled then. Evaluation is not compiled.
         tf32: Whether a GPU may round float32 products to TF32 in training steps. Evaluation does
             not, whatever this says.
 
@@ -134,8 +135,7 @@ class SegmentationModule(pl.LightningModule):
                 f"--model.name)\n{self._loaded}"
             )
         if stage == "fit":
-            how = chosen_execution(self._execution, self.trainer)
-            self._step = None if how is None else TrainingStep(self.model, self.loss, how)
+            self._step = chosen_step(self.model, self.loss, self._execution, self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, VideoDataModule):
             raise TypeError(

@@ -26,6 +26,10 @@ from vss_models.narrowing import narrowed_parameters
 
 logger = logging.getLogger("vss_models")
 
+ALIGNMENT = 32
+"""Numbers of which a gradient's place in the common buffer is a multiple: kernels that go over many
+tensors load vectors only where all of them begin at one."""
+
 PRECISIONS_IN_ONE_CALL = ("32-true", "64-true", "bf16-mixed")
 """The trainer's precisions in which a step is a function of the batch alone."""
 
@@ -77,6 +81,26 @@ def _refused(how: str, device: torch.device, trainer: pl.Trainer) -> str | None:
     return None
 
 
+def chosen_step(
+    model: VideoSegmentor, loss: Loss, how: str | None, trainer: pl.Trainer
+) -> TrainingStep | None:
+    """Makes what runs a run's training steps; None leaves them to Lightning.
+
+    Args:
+        model: The model.
+        loss: Logits and labels to a scalar.
+        how: As for :func:`chosen_execution`.
+        trainer: The run's trainer.
+
+    Raises:
+        ValueError: If a way was named that is not possible here.
+    """
+    chosen = chosen_execution(how, trainer)
+    if chosen is None:
+        return None
+    return TrainingStep(model, loss, chosen, falls_back=how == AUTOMATIC)
+
+
 class TrainingStep:
     """Computes the loss of a batch and leaves its gradients in the parameters.
 
@@ -89,6 +113,8 @@ class TrainingStep:
         how: None runs the model as it is; otherwise see
             :func:`vss_models.inference.compile.compiled`. "cuda-graph" records the whole call.
         capture: How calls are recorded; by default as CUDA graphs if `how` is "cuda-graph".
+        falls_back: Whether the model runs uncompiled, with a logged reason, if it cannot be
+            compiled.
 
     Raises:
         ValueError: If there is no such way to compile.
@@ -100,6 +126,7 @@ class TrainingStep:
         loss: Loss,
         how: str | None = None,
         capture: Capture | None = None,
+        falls_back: bool = False,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -114,6 +141,7 @@ class TrainingStep:
             check_backend(how)
         self._how = how
         self._capture = CudaCapture() if capture is None and how == CUDA_GRAPH else capture
+        self._falls_back = falls_back
         self._call: SizedFunction | None = None
         self._adds = False
         self._factor = 1.0
@@ -171,7 +199,9 @@ class TrainingStep:
         def plain(clip: Tensor, labels: Tensor) -> tuple[ClipLogits, Tensor]:
             return self._compute(self._forward, clip, labels)
 
-        return SizedFunction(fast, plain, self._capture, "the training step")
+        return SizedFunction(
+            fast, plain, self._capture, "the training step", falls_back=self._falls_back
+        )
 
     def _compute(
         self, forward: Callable[..., tuple[ClipLogits, Tensor]], clip: Tensor, labels: Tensor
@@ -230,11 +260,11 @@ class TrainingStep:
     def _allocate(self, found: tuple[Tensor | None, ...]) -> None:
         self._used = [gradient is not None for gradient in found]
         targets = self._targets()
-        first = targets[0]
-        self._flat = first.new_empty(sum(target.numel() for target in targets))
-        parts = self._flat.split([target.numel() for target in targets])
+        sizes = [-(-target.numel() // ALIGNMENT) * ALIGNMENT for target in targets]
+        self._flat = targets[0].new_zeros(sum(sizes))  # what lies between gradients stays zero
         self._gradients = [
-            part.view(target.shape) for part, target in zip(parts, targets, strict=True)
+            part[: target.numel()].view(target.shape)
+            for part, target in zip(self._flat.split(sizes), targets, strict=True)
         ]
 
     def _targets(self) -> list[nn.Parameter]:
@@ -247,4 +277,4 @@ class TrainingStep:
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-__all__ = ["TrainingStep", "chosen_execution"]
+__all__ = ["TrainingStep", "chosen_execution", "chosen_step"]
