@@ -40,6 +40,11 @@ def token_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
     Returns:
         Tokens (..., C').
+
+    Example:
+        >>> weight = torch.randn(16, 8)
+        >>> vss_kernels.nn.token_linear(torch.randn(2, 5, 8), weight).shape
+        torch.Size([2, 5, 16])
     """
     if not convolves(x, weight, bias):
         return F.linear(x, weight, bias)
