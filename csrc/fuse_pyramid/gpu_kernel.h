@@ -1,12 +1,9 @@
-// fuse_pyramid on a GPU, for levels whose neighbouring columns are adjacent: the algorithms of
-// kernel.h and backward.h, where a thread takes kWidth neighbouring columns. What is decided for a
-// row is decided once for all of them, and the first level, the result and the incoming gradient
-// move kWidth columns at a time.
+// fuse_pyramid on a GPU, for levels whose neighbouring columns are adjacent: the algorithm of
+// kernel.h, where a thread takes kWidth neighbouring columns. What is decided for a row is decided
+// once for all of them, and the first level and the result move kWidth columns at a time.
 #pragma once
 
-#include "../math/hat.h"
 #include "../math/pack.h"
-#include "backward.h"
 #include "kernel.h"
 
 #if VSS_GPU_CODE
@@ -153,115 +150,6 @@ struct GpuFuseColumns {
       VSS_UNROLL
       for (int i = 0; i < kWidth; ++i)
         if (i < count) to[i] = static_cast<T>(pack.at[i]);
-    }
-  }
-};
-
-// Runs (see backward.h) with 32-bit positions.
-class GpuRuns {
- public:
-  VSS_DEVICE GpuRuns(const Resize& resize, float* scratch)
-      : hat_(resize),
-        resized_(static_cast<int>(resize.resized)),
-        size_(static_cast<int>(resize.size)),
-        weights_(scratch),
-        begins_(reinterpret_cast<int32_t*>(scratch + resized_)) {}
-
-  // Call sync() afterwards.
-  VSS_DEVICE void tabulate(const Block& block) const {
-    for (int i = block.rank(); i < resized_; i += block.size()) {
-      const float source = hat_.source(i);
-      const int first = static_cast<int>(source);
-      const int before = i > 0 ? static_cast<int>(hat_.source(i - 1)) : -1;
-      const int end = i == resized_ - 1 ? size_ : first;
-      weights_[i] = source - static_cast<float>(first);
-#pragma unroll 1
-      for (int cell = before + 1; cell <= end; ++cell) begins_[cell] = cell <= first ? i : i + 1;
-    }
-  }
-
-  // Calls add(position, weight) for every output position that reads `cell`, in order.
-  template <typename F>
-  VSS_DEVICE void for_outputs(int cell, const F& add) const {
-    constexpr int kBatch = 4;  // on their way from memory at a time
-    const int own = begins_[cell], end = begins_[cell + 1];
-#pragma unroll 1
-    for (int begin = cell > 0 ? begins_[cell - 1] : own; begin < end; begin += kBatch) {
-      VSS_UNROLL
-      for (int i = 0; i < kBatch; ++i) {
-        const int position = begin + i;
-        if (position >= end) continue;
-        const float weight = weights_[position];
-        add(position, position < own ? weight : 1.0f - weight);
-      }
-    }
-  }
-
- private:
-  Hat hat_;
-  int resized_, size_;
-  float* weights_;
-  int32_t* begins_;  // of each cell's run, and the end of the last
-};
-
-// FuseBackward of kCount neighbouring columns at a time, with 32-bit indices.
-template <typename T, int kCount>
-struct GpuFuseBackward {
-  PyramidBackward p;
-  const T* grad;
-  T* grad_levels[kMaxLevels];
-
-  VSS_DEVICE void operator()(const Block& block, int64_t index) const {
-    const int bands = static_cast<int>(p.bands), chunk = static_cast<int>(p.chunk);
-    const int64_t plane = index / bands;
-    const int band = static_cast<int>(index - plane * bands);
-    const T* incoming = grad + plane * p.rows * p.columns;
-    float* row_sums = block.scratch();  // [chunk, columns]; first, since packs must be aligned
-    float* tables = row_sums + p.chunk * p.columns;
-    for (int l = 0; l < p.levels; ++l) {
-      const GpuRuns row_runs(p.vertical[l], tables);
-      const GpuRuns column_runs(p.horizontal[l], tables + 2 * p.rows + 1);
-      row_runs.tabulate(block);
-      column_runs.tabulate(block);
-      block.sync();
-      const int64_t rows = p.vertical[l].size;
-      const int cells = static_cast<int>(p.horizontal[l].size);
-      const int end = static_cast<int>(rows * (band + 1) / bands);
-      for (int begin = static_cast<int>(rows * band / bands); begin < end; begin += chunk) {
-        const int count = end - begin < chunk ? end - begin : chunk;
-        sum_rows(block, row_runs, begin, count, incoming, row_sums);
-        block.sync();
-        sum_columns(block, column_runs, count, cells, row_sums,
-                    grad_levels[l] + (plane * rows + begin) * cells);
-        block.sync();
-      }
-    }
-  }
-
- private:
-  VSS_DEVICE void sum_rows(const Block& block, const GpuRuns& runs, int begin, int count,
-                           const T* incoming, float* row_sums) const {
-    const int columns = static_cast<int>(p.columns), packs = columns / kCount;
-    for (int item = block.rank(); item < count * packs; item += block.size()) {
-      const int row = item / packs;
-      const T* from = incoming + (item - row * packs) * kCount;
-      Pack<kCount> total = {};
-      runs.for_outputs(begin + row, [&](int y, float weight) VSS_LAMBDA {
-        total.add(weight, load_pack<kCount>(from + int64_t{y} * columns));
-      });
-      store_pack(row_sums + item * kCount, total);
-    }
-  }
-
-  VSS_DEVICE void sum_columns(const Block& block, const GpuRuns& runs, int count, int cells,
-                              const float* row_sums, T* result) const {
-    for (int item = block.rank(); item < count * cells; item += block.size()) {
-      const int row = item / cells;
-      const float* from = row_sums + row * static_cast<int>(p.columns);
-      float total = 0;
-      runs.for_outputs(item - row * cells,
-                       [&](int x, float weight) VSS_LAMBDA { total += weight * from[x]; });
-      result[item] = static_cast<T>(total);
     }
   }
 };

@@ -1,8 +1,9 @@
 // fuse_pyramid on every machine: checks, geometry and launches of the kernels in kernel.h and
-// backward.h.
+// backward.h, and of a GPU's own.
 #include "../machine/machine.h"
 
 #include "backward.h"
+#include "gpu_backward.h"
 #include "gpu_kernel.h"
 #include "kernel.h"
 
@@ -127,12 +128,32 @@ bool run_columns(const PyramidInputs& in, const at::Tensor& out) {
   return taken;
 }
 
-template <typename T, int kCount>
-void launch_backward(const Launch& launch, const PyramidBackward& p, const at::Tensor& grad,
-                     const std::vector<at::Tensor>& grad_levels) {
-  GpuFuseBackward<T, kCount> f = {p, grad.const_data_ptr<T>(), {}};
-  for (int i = 0; i < p.levels; ++i) f.grad_levels[i] = grad_levels[i].mutable_data_ptr<T>();
-  run_blocks<kThreads>(launch, f);
+template <typename T, bool kAligned>
+bool launch_gather(const char* op, const PyramidBackward& p, const T* grad, T* const* grad_levels) {
+  std::vector<GpuFuseBackward<T, kAligned>> launches;
+  for (int first = 0; first < p.levels; first += kGroup) {
+    launches.emplace_back(p, first, grad, grad_levels, gpu_limits());
+    if (!launches.back().fits(gpu_limits())) return false;
+  }
+  for (const auto& f : launches) {
+    run_blocks<kGpuThreads>({.op = op,
+                             .blocks = f.blocks(),
+                             .threads = f.threads(),
+                             .scratch_floats = f.scratch_floats()},
+                            f);
+  }
+  return true;
+}
+
+// Runs the kernel of gpu_backward.h; false where it does not take these sizes.
+template <typename T>
+bool run_gather(const char* op, const PyramidBackward& p, const at::Tensor& grad,
+                T* const* grad_levels) {
+  constexpr int64_t kMostPlanes = 1 << 30, kLongestSide = 1 << 16;
+  if (p.planes > kMostPlanes || std::max(p.rows, p.columns) > kLongestSide) return false;
+  const auto* from = grad.const_data_ptr<T>();
+  return packs(grad, kWidth, {p.columns}) ? launch_gather<T, true>(op, p, from, grad_levels)
+                                          : launch_gather<T, false>(op, p, from, grad_levels);
 }
 
 #endif
@@ -181,9 +202,7 @@ std::vector<at::Tensor> fuse_backward(const at::Tensor& grad_any, at::IntArrayRe
   p.rows = grad.size(2);
   p.columns = grad.size(3);
   p.levels = static_cast<int>(sizes.size() / 2);
-  // On a GPU many planes fill it without bands, whose tables take time.
-  constexpr int64_t kManyPlanes = 1024;
-  const int64_t band_rows = kGpu && p.planes < kManyPlanes ? 32 : 128;
+  constexpr int64_t band_rows = kGpu ? 32 : 128;
   p.bands = std::max<int64_t>(cdiv(p.rows, band_rows), 1);
   p.chunk = std::clamp<int64_t>(kChunkFloats / std::max<int64_t>(p.columns, 1), 1, band_rows);
   std::vector<at::Tensor> grad_levels;
@@ -202,18 +221,13 @@ std::vector<at::Tensor> fuse_backward(const at::Tensor& grad_any, at::IntArrayRe
                          .threads = kThreads,
                          .scratch_floats = p.scratch_floats()};
   VSS_DISPATCH_FLOATING(grad.scalar_type(), op, [&] {
-#if VSS_GPU_CODE
-    if (packs(grad, kWidth, {p.columns})) {
-      launch_backward<scalar_t, kWidth>(launch, p, grad, grad_levels);
-    } else {
-      launch_backward<scalar_t, 1>(launch, p, grad, grad_levels);
-    }
-#else
     FuseBackward<scalar_t> f = {p, grad.const_data_ptr<scalar_t>(), {}};
     for (int i = 0; i < p.levels; ++i)
       f.grad_levels[i] = grad_levels[i].mutable_data_ptr<scalar_t>();
-    run_blocks<kThreads>(launch, f);
+#if VSS_GPU_CODE
+    if (run_gather<scalar_t>(op, p, grad, f.grad_levels)) return;
 #endif
+    run_blocks<kThreads>(launch, f);
   });
   return grad_levels;
 }

@@ -25,14 +25,18 @@ struct __attribute__((may_alias, aligned(sizeof(T) * kCount))) Stored {
   T at[kCount];
 };
 
-// `from` must be a multiple of kCount * sizeof(T) bytes.
-template <int kCount, typename T>
-VSS_DEVICE Pack<kCount> load_pack(const T* from) {
-  const auto stored = *reinterpret_cast<const Stored<T, kCount>*>(from);
+template <typename T, int kCount>
+VSS_DEVICE Pack<kCount> unpack(const Stored<T, kCount>& stored) {
   Pack<kCount> pack;
   VSS_UNROLL
   for (int i = 0; i < kCount; ++i) pack.at[i] = static_cast<float>(stored.at[i]);
   return pack;
+}
+
+// `from` must be a multiple of kCount * sizeof(T) bytes.
+template <int kCount, typename T>
+VSS_DEVICE Pack<kCount> load_pack(const T* from) {
+  return unpack(*reinterpret_cast<const Stored<T, kCount>*>(from));
 }
 
 template <typename T, int kCount>
