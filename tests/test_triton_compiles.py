@@ -54,12 +54,12 @@ def run_relation(
     ops = torch.ops.vss_kernels
     target = torch.empty(batch, scale * tokens, channels, dtype=dtype)
     reference = torch.empty(batch, 3, tokens, channels, dtype=dtype)
-    index = ops.select_tokens(target, reference, tokens // 2, top)
-    affinity = ops.masked_affinity(target, reference, index)
-    ops.masked_affinity_backward(affinity, target, reference, index, [True, True])
+    index = ops.select_tokens(target, reference, tokens // 2, top, True)
+    affinity = ops.masked_affinity(target, reference, index, True)
+    ops.masked_affinity_backward(affinity, target, reference, index, [True, True], True)
     value = torch.empty(batch, 3, tokens, 256, dtype=dtype)
-    out, statistics = ops.attend_selected(affinity, value, index)
-    ops.attend_selected_backward(out, affinity, statistics, value, index, [True, True])
+    out, statistics = ops.attend_selected(affinity, value, index, True)
+    ops.attend_selected_backward(out, affinity, statistics, value, index, [True, True], True)
 
 
 @pytest.mark.parametrize(
