@@ -6,6 +6,7 @@
 #   make lower-bounds   install the oldest versions that pyproject.toml allows, try every command
 #   make package   build wheel and sdist, install them elsewhere, try them
 #   make gpu-model what the CUDA operators should cost on a GPU, from their machine code; needs nvcc
+#   make gpu-model-changed   whether those that changed cost more than docs/gpu.md says
 # PYTHON=... chooses the interpreter (3.11 or 3.12).
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
@@ -15,7 +16,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 NATIVE_SOURCES := $(shell find csrc tests/race_check -name '*.h' -o -name '*.cpp')
 
-.PHONY: demo test lint bench gpu-model sanitize fuzz lower-bounds package install clean
+.PHONY: demo test lint bench gpu-model gpu-model-changed sanitize fuzz lower-bounds package install clean
 .DEFAULT_GOAL := test
 
 install: .venv/installed
@@ -51,6 +52,9 @@ bench: install
 
 gpu-model: install
 	$(BIN)/python -m benchmarks.gpu_model
+
+gpu-model-changed: install
+	$(BIN)/python -m benchmarks.gpu_model --only changed --record docs/gpu.md
 
 sanitize: install
 	.ci/sanitize

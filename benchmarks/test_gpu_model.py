@@ -8,8 +8,8 @@ import struct
 
 import pytest
 
-from benchmarks.gpu_model import __main__ as table
-from benchmarks.gpu_model import tools
+from benchmarks.gpu_model import __main__ as command
+from benchmarks.gpu_model import table, tools
 from benchmarks.gpu_model.cubin import choose_kernel, parse_resources, read_cubin, short_name
 from benchmarks.gpu_model.flow import (
     find_loops,
@@ -204,11 +204,11 @@ def test_a_target_is_met_only_if_all_of_it_is():
 def test_the_exit_status_says_whether_a_target_is_missed(
     microseconds, status, monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr(table, "TARGETS", [TARGET])
-    monkeypatch.setattr(table, "CUBINS", tmp_path)
-    monkeypatch.setattr(table, "compile_cubin", lambda *_: (tmp_path / "a.cubin", ""))
-    monkeypatch.setattr(table, "evaluate", lambda *_: evaluation(microseconds=microseconds))
-    assert table.run("loss", "HEAD") == status
+    monkeypatch.setattr(command, "TARGETS", [TARGET])
+    monkeypatch.setattr(command, "CUBINS", tmp_path)
+    monkeypatch.setattr(command, "compile_cubin", lambda *_: (tmp_path / "a.cubin", ""))
+    monkeypatch.setattr(command, "evaluate", lambda *_: evaluation(microseconds=microseconds))
+    assert command.run("loss", "HEAD") == status
     output = capsys.readouterr().out
     assert f"| {microseconds:.0f} " in output
     assert f"{status} of 1 targets are missed." in output
@@ -216,15 +216,15 @@ def test_the_exit_status_says_whether_a_target_is_missed(
 
 
 def test_only_what_changed_is_modelled(monkeypatch, tmp_path):
-    monkeypatch.setattr(table, "CUBINS", tmp_path)
+    monkeypatch.setattr(command, "CUBINS", tmp_path)
     changed = tools.ROOT / "csrc" / "upsample_argmax" / "kernel.h"
-    monkeypatch.setattr(table, "changed_files", lambda base: {changed})
-    chosen = {target.operator for target in table.select("changed", "HEAD")}
+    monkeypatch.setattr(command, "changed_files", lambda base: {changed})
+    chosen = {target.operator for target in command.select("changed", "HEAD")}
     assert chosen == {"upsample_argmax"}
-    monkeypatch.setattr(table, "changed_files", lambda base: {tools.ROOT / "README.md"})
-    assert table.select("changed", "HEAD") == []
+    monkeypatch.setattr(command, "changed_files", lambda base: {tools.ROOT / "README.md"})
+    assert command.select("changed", "HEAD") == []
     with pytest.raises(ValueError, match=r"no target has 'speed' in its name; there are:\n  upsa"):
-        table.select("speed", "HEAD")
+        command.select("speed", "HEAD")
 
 
 def test_targets_have_sources_and_names_of_their_own(tmp_path):
@@ -262,14 +262,14 @@ def test_a_kernel_is_compiled_and_read(tmp_path):
     graph = flow_graph(function)
     path = work_path(graph, function, main_loop(graph, function, "FFMA"))
     assert [count(path, kind) for kind in ("LDG", "FFMA", "STG")] == [1, 1, 1]
-    result = table.evaluate(Part("scale", "FFMA", 256, units_per_pass=1, units=1e6), cubin, log)
+    result = command.evaluate(Part("scale", "FFMA", 256, units_per_pass=1, units=1e6), cubin, log)
     assert result.instructions == len(path)
     assert result.microseconds is not None
     assert result.microseconds > 0
 
     def microseconds(blocks: int) -> float:
         whole = Part("scale", "FFMA", 256, blocks=blocks, up=None, trips=(1,))
-        return table.evaluate(whole, cubin, log).microseconds or 0.0
+        return command.evaluate(whole, cubin, log).microseconds or 0.0
 
     assert microseconds(1) == microseconds(132), "the busiest multiprocessor has one block"
     assert microseconds(133) > microseconds(132), "and now two"

@@ -1,6 +1,7 @@
 """Prints the table of targets: ``python -m benchmarks.gpu_model``, or ``make gpu-model``.
 
 Exit status: 0 if all targets are met, 1 if one is missed, 2 if the table or the tools are at fault.
+``--record`` compares with an earlier table instead: ``make gpu-model-changed``, which CI runs.
 """
 
 from __future__ import annotations
@@ -8,12 +9,18 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import subprocess
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks.gpu_model.changes import (
+    BASE_VARIABLE,
+    RECENT_COMMITS,
+    changed_files,
+    default_base,
+)
 from benchmarks.gpu_model.cubin import choose_kernel, parse_resources, read_cubin
 from benchmarks.gpu_model.flow import flow_graph, main_loop, whole_kernel, work_path
 from benchmarks.gpu_model.issue import (
@@ -25,35 +32,21 @@ from benchmarks.gpu_model.issue import (
     simulate,
 )
 from benchmarks.gpu_model.sass import disassemble
+from benchmarks.gpu_model.table import Evaluation, is_met, markdown, read_markdown, regression, row
 from benchmarks.gpu_model.targets import TARGETS, Part, Target
-from benchmarks.gpu_model.tools import ROOT, ToolError, compile_cubin, cuda_source, included
+from benchmarks.gpu_model.tools import (
+    ROOT,
+    ToolError,
+    compile_cubin,
+    cuda_source,
+    find_tool,
+    included,
+)
 
 ARCHITECTURE = "sm_90"
 CUBINS = ROOT / "build" / "gpu_model"
+MODEL = ROOT / "benchmarks" / "gpu_model"
 CHANGED = "changed"
-HEADINGS = (
-    "kernel", "unit of work", "registers", "spilled bytes", "instructions a unit", "target",
-    "simulated us", "target", "limit", "met?",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the model says of a kernel.
-
-    Attributes:
-        registers: Of a thread.
-        spilled_bytes: Stored and loaded for want of registers.
-        instructions: For a unit of work.
-        microseconds: Of the launch; None where it is not modelled.
-        limit: What limits the loop.
-    """
-
-    registers: int
-    spilled_bytes: int
-    instructions: float
-    microseconds: float | None
-    limit: str
 
 
 @functools.cache
@@ -99,79 +92,27 @@ def evaluate(part: Part, cubin: Path, log: str) -> Evaluation:
     )
 
 
-def is_met(target: Target, evaluations: Sequence[Evaluation]) -> bool:
-    """Returns whether a target is met; spills miss it, and so does a time that is not known."""
-    times = [evaluation.microseconds for evaluation in evaluations]
-    known = [time for time in times if time is not None]
-    return (
-        not any(evaluation.spilled_bytes for evaluation in evaluations)
-        and (target.instructions is None or evaluations[0].instructions <= target.instructions)
-        and (
-            target.microseconds is None
-            or (len(known) == len(times) and sum(known) <= target.microseconds)
-        )
-    )
-
-
-def row(target: Target, evaluations: Sequence[Evaluation]) -> list[str]:
-    """Returns a target's cells, in the order of :data:`HEADINGS`."""
-
-    def number(value: float | None, digits: int) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    times = [evaluation.microseconds for evaluation in evaluations]
-    known = [time for time in times if time is not None]
-    return [
-        target.name,
-        target.unit,
-        str(max(evaluation.registers for evaluation in evaluations)),
-        str(sum(evaluation.spilled_bytes for evaluation in evaluations)),
-        number(evaluations[0].instructions, 1),
-        number(target.instructions, 0),
-        number(sum(known) if len(known) == len(times) else None, 0),
-        number(target.microseconds, 0),
-        evaluations[0].limit,
-        "yes" if is_met(target, evaluations) else "no",
-    ]
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows as a Markdown table whose columns line up."""
-    lines = [list(HEADINGS), ["-" * 3] * len(HEADINGS), *map(list, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-    padded = [[cell.ljust(n) for cell, n in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
-
-
-def changed_files(base: str) -> set[Path]:
-    """Returns the files that differ from a commit, those that git does not know included.
-
-    Raises:
-        ToolError: git cannot tell.
-    """
-    paths: set[Path] = set()
-    for command in (["diff", "--name-only", base], ["ls-files", "--others", "--exclude-standard"]):
-        result = subprocess.run(
-            ["git", *command], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        if result.returncode != 0:
-            raise ToolError(f"git cannot say what changed since {base}: {result.stderr.strip()}")
-        paths.update(ROOT / line for line in result.stdout.splitlines())
-    return paths
-
-
-def select(only: str, base: str) -> list[Target]:
+def select(only: str, base: str | None) -> list[Target]:
     """Returns the targets that are asked for.
 
     Args:
-        only: Part of their names, or "changed" for those whose sources changed.
-        base: The commit since which they changed.
+        only: Part of their names, or "changed" for those whose sources changed. Where the model or
+            its table changed, that is all of them.
+        base: The commit since which they changed; None for :func:`default_base`.
 
     Raises:
         ValueError: No name has this text.
+        ToolError: git cannot say what changed since ``base``.
     """
     if only == CHANGED:
+        base = base or default_base()
+        if base is None:
+            print("git cannot tell what changed here: all rows", file=sys.stderr)
+            return list(TARGETS)
+        print(f"what changed since {base}", file=sys.stderr)
         changed = changed_files(base)
+        if any(path.parent == MODEL and path.name != "nvcc_check.py" for path in changed):
+            return list(TARGETS)
         return [
             target
             for target in TARGETS
@@ -184,24 +125,65 @@ def select(only: str, base: str) -> list[Target]:
     return found
 
 
-def run(only: str, base: str) -> int:
-    """Prints the table; returns the exit status."""
-    rows, missed, notes = [], 0, []
-    for target in select(only, base):
+def compile_operators(targets: Sequence[Target]) -> dict[str, tuple[Path, str]]:
+    """Compiles the operators of targets, as many at a time as there are cores.
+
+    Returns:
+        For each operator its cubin and what ptxas said, see :func:`compile_cubin`.
+
+    Raises:
+        ToolError: nvcc is missing or failed.
+    """
+    operators = list(dict.fromkeys(target.operator for target in targets))
+
+    def compile_one(operator: str) -> tuple[Path, str]:
+        return compile_cubin(cuda_source(operator, CUBINS), ARCHITECTURE, CUBINS)
+
+    print(f"compiling {', '.join(operators)}", file=sys.stderr, flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(operators, pool.map(compile_one, operators), strict=True))
+
+
+def run(only: str, base: str | None = None, record: Path | None = None) -> int:
+    """Prints the table; returns the exit status.
+
+    Args:
+        only: See :func:`select`.
+        base: See :func:`select`.
+        record: A page with a table. Then rows must not be worse than there, instead of meeting
+            their targets.
+
+    Raises:
+        ValueError: The table does not fit the sources, or there is none on the page.
+        ToolError: A tool is missing or failed.
+    """
+    recorded = None if record is None else read_markdown(record.read_text())
+    targets = select(only, base)
+    if not targets:
+        print("no CUDA source changed")
+        return 0
+    rows, missed, worse, notes = [], 0, [], []
+    compiled = compile_operators(targets)
+    for target in targets:
         print(f"modelling {target.name}", file=sys.stderr, flush=True)
-        cubin, log = compile_cubin(cuda_source(target.operator, CUBINS), ARCHITECTURE, CUBINS)
-        evaluations = [evaluate(part, cubin, log) for part in target.parts]
+        evaluations = [evaluate(part, *compiled[target.operator]) for part in target.parts]
         rows.append(row(target, evaluations))
         missed += not is_met(target, evaluations)
         if target.note:
             notes.append(f"{target.name}: {target.note}.")
-    if not rows:
-        print("no CUDA source changed")
-        return 0
+        if recorded is not None:
+            problem = regression(rows[-1], recorded)
+            if problem is not None:
+                worse.append(problem)
+            elif rows[-1] != recorded.get(target.name):
+                notes.append(f"{target.name}: not as on record; give {record} this row.")
     print(markdown(rows))
     print("\n" + "\n".join(["A model, not a measurement; main loops only.", *notes]))
     print(f"{missed} of {len(rows)} targets are missed.")
-    return 1 if missed else 0
+    if recorded is None:
+        return 1 if missed else 0
+    print("\n".join(worse) or "No row is worse than on record.")
+    return 1 if worse else 0
 
 
 def main() -> int:
@@ -213,11 +195,29 @@ def main() -> int:
         metavar="TEXT",
         help=f"targets whose name has this text, or {CHANGED!r}: those whose sources changed",
     )
-    parser.add_argument("--base", default="HEAD", help="commit that sources are compared with")
+    parser.add_argument(
+        "--base",
+        metavar="COMMIT",
+        help=f"what {CHANGED!r} compares with (default: ${BASE_VARIABLE}, else where the branch "
+        f"left origin's main branch, else {RECENT_COMMITS} commits ago)",
+    )
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="PAGE",
+        help="a page with a table that rows must not be worse than, instead of meeting their "
+        "targets; without nvcc nothing is done",
+    )
     options = parser.parse_args()
     try:
-        return run(options.only, options.base)
-    except (ToolError, ValueError) as error:
+        if options.record is not None:
+            try:
+                find_tool("nvcc")
+            except ToolError as error:
+                print(f"skipped whether the CUDA operators keep their modelled times: {error}")
+                return 0
+        return run(options.only, options.base, options.record)
+    except (OSError, ToolError, ValueError) as error:
         print(f"gpu_model: {error}", file=sys.stderr)
         return 2
 
