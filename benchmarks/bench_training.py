@@ -20,17 +20,21 @@ from benchmarks.harness import (
     on_machine,
     record,
 )
+from tests.support.memory import MIB
 from vss_models import create_model
 from vss_models.backbones import MixTransformer
-from vss_models.inference.compile import compiled
+from vss_models.inference.compile import CUDA_GRAPH, compiled
+from vss_models.inference.graphs import CALLS_BEFORE_CAPTURE
 from vss_models.losses import ClipLoss
+from vss_models.training.step import TrainingStep
 
 CLASSES = 124
 MODELS = ("mrcfa_b1", "cffm_b1") if DEVICE == "cuda" else ("mrcfa_b0", "cffm_b0")
 CLIPS, SIDE = on_machine(gpu=(2, 480), cpu=(1, 128), dry_run=(1, 64))
 DTYPES = [torch.float32, torch.bfloat16] if ON_GPU else [torch.float32]
 # "eager projected" multiplies the fusion's matrices first; "fused" is what runs by default, then
-# by how it is compiled.
+# by how it is compiled. "cuda-graph" is the step of `vss fit` on a GPU: one graph, forward to
+# gradients.
 REPLAYS = ["fused cuda-graph"] if ON_GPU else []
 IMPLEMENTATIONS = ["eager", "eager projected", "fused", "fused inductor", *REPLAYS]
 # How far the loss may be from the baseline's in float32, relative to it.
@@ -52,6 +56,8 @@ def make_step(name, fusion, dtype, how, clip, labels):
     model = create_model(name, CLASSES, fusion=fusion).to(DEVICE).train()
     without_dropout(model)
     loss = ClipLoss()
+    if how == CUDA_GRAPH:
+        return recorded_step(model, loss, dtype, clip, labels)
 
     def forward():
         return loss(model(clip), labels)
@@ -67,6 +73,28 @@ def make_step(name, fusion, dtype, how, clip, labels):
         return value.detach().clone()
 
     return step
+
+
+def recorded_step(model, loss, dtype, clip, labels):
+    """As `make_step`: what `vss fit` runs and replays, once it has been recorded."""
+    run = TrainingStep(model, loss, None if DRY_RUN else CUDA_GRAPH)
+
+    def step():
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return run(clip, labels)[1].clone()
+
+    for _ in range(CALLS_BEFORE_CAPTURE + 1):
+        step()
+    return step
+
+
+def kept_memory(model_name, how, clip, labels):
+    """MiB that stay: gradients and copies of the batch, where a recording has their addresses."""
+    if how != CUDA_GRAPH:
+        return 0.0
+    model = create_model(model_name, CLASSES)
+    tensors = [clip, labels, *model.parameters()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MIB
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -95,4 +123,5 @@ def bench_training_step(name, dtype, implementation, benchmark):
             mode="forward+backward",
             implementation=implementation,
             pools_before=pools_before,
+            kept=kept_memory(name, how, clip, labels),
         )

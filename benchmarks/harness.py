@@ -121,6 +121,7 @@ def record(
     implementation: str,
     rounds: int = ROUNDS,
     pools_before: float | None = None,
+    kept: float = 0.0,
     least_seconds: float | None = None,
 ) -> None:
     """Times what has been checked, and keeps its peak memory with it.
@@ -136,9 +137,10 @@ def record(
         rounds: Timings to take.
         pools_before: Result of :func:`fresh_graph_pools` before ``run`` was made, where ``run``
             itself replays CUDA graphs. A replay allocates nothing: its memory is the graphs' pool.
+        kept: MiB that ``run`` needs and has held since its first call, outside such pools.
         least_seconds: What the GPU needs at least, see :mod:`benchmarks.floor`; None if unknown.
     """
-    memory = peak_memory(run)
+    memory = peak_memory(run) + kept
     if pools_before is not None and DEVICE == "cuda":
         memory += graph_pool_memory(torch.cuda.memory_snapshot()) - pools_before
     timed = as_graph(run) if implementation.endswith(" graph") else run

@@ -144,8 +144,8 @@ TORCH_LIBRARY(vss_kernels, m) {
       "-> (Tensor, Tensor, Tensor)");
   m.def("depthwise_gelu(Tensor x, Tensor weight, Tensor bias) -> Tensor");
   m.def(
-      "depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, bool[3] needs) "
-      "-> (Tensor, Tensor, Tensor)");
+      "depthwise_gelu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, bool[4] needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   // What vss_kernels.nn.attend_few_keys runs on the CPU.
   m.def("reduced_attention_cpu(Tensor query, Tensor key_value) -> Tensor");
   // What select_tokens, masked_affinity and attend_selected run on the CPU.

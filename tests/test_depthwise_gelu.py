@@ -156,6 +156,28 @@ def test_a_result_does_not_depend_on_what_is_around_it(device):
 
 
 @needs_native
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_backward_pass_can_give_the_result_again(size, dtype, device):
+    """Bit for bit, beside gradients that are the same with and without it."""
+    inputs = make_inputs(size, dtype, device)
+    with vss_kernels.backend("native"):
+        expected = depthwise_gelu(*inputs)
+    backward = torch.ops.vss_kernels.depthwise_gelu_backward
+    grad = torch.randn_like(expected)
+    *gradients, result = backward(grad, *inputs, [True] * 4)
+    assert torch.equal(result, expected)
+    *others, nothing = backward(grad, *inputs, [True] * 3 + [False])
+    assert nothing.numel() == 0
+    for one, other in zip(gradients, others, strict=True):
+        assert torch.equal(one, other)
+    *nothings, alone = backward(grad, *inputs, [False] * 3 + [True])
+    assert torch.equal(alone, expected)
+    assert all(nothing.numel() == 0 for nothing in nothings)
+
+
+@needs_native
 def test_only_the_inputs_are_saved():
     x, weight, bias = (tensor.requires_grad_() for tensor in make_inputs((1, 4, 5, 6)))
     saved = []

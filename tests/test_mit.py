@@ -11,7 +11,8 @@ from torch import nn
 from vss_kernels._runtime import native
 from vss_models import create_model
 from vss_models.backbones import MixTransformer
-from vss_models.backbones.mit import MixFeedForward, reduce_patches
+from vss_models.backbones.mit import MixFeedForward
+from vss_models.backbones.patches import reduce_patches
 
 PARAMETERS = {"b0": 3.32, "b1": 13.15, "b2": 24.20, "b3": 44.07, "b4": 60.84, "b5": 81.44}
 SMALL = {"dims": (8, 16, 40, 64), "depths": (1, 2, 1, 2)}
@@ -87,9 +88,39 @@ def test_reduction_is_the_convolution(side: int, height: int, width: int) -> Non
     torch.testing.assert_close(reduce_patches(conv, x), expected)
 
 
+@pytest.mark.parametrize(("side", "height", "width"), [(2, 4, 6), (3, 7, 8)])
+def test_gradients_of_the_reduction(side: int, height: int, width: int) -> None:
+    conv = nn.Conv2d(2, 3, side, stride=side).double()
+    x = torch.randn(2, height, width, 2, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *conv.parameters()]
+    expected = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    cotangent = torch.randn_like(expected)
+    for have, want in zip(
+        torch.autograd.grad(reduce_patches(conv, x), wanted, cotangent),
+        torch.autograd.grad(expected, wanted, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(have, want)
+    conv.requires_grad_(False)
+    assert torch.autograd.gradcheck(lambda maps: reduce_patches(conv, maps), x)
+
+
+def test_a_reduction_keeps_the_map_alone() -> None:
+    """Other layers keep it as well; a copy in patches would be as large once more."""
+    conv, saved = nn.Conv2d(6, 5, 2, stride=2), []
+    x = torch.randn(2, 8, 12, 6, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    ):
+        reduce_patches(conv, x)
+    sizes = {tensor.data_ptr(): tensor.numel() for tensor in saved}
+    assert sorted(sizes.values()) == sorted([x.numel(), conv.weight.numel()])
+    assert x.data_ptr() in sizes
+
+
 @pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
-def test_the_feed_forward_network_keeps_two_hidden_maps() -> None:
-    """What the two linear layers need; the one between convolution and GELU is computed again."""
+def test_the_feed_forward_network_keeps_one_hidden_map() -> None:
+    """What the convolution reads; all that follows up to the second linear layer is made again."""
     network = MixFeedForward(6, 20)
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(
@@ -97,7 +128,7 @@ def test_the_feed_forward_network_keeps_two_hidden_maps() -> None:
     ):
         network(torch.randn(2, 5, 7, 6))
     elements = [math.prod(size) for size in sizes]
-    assert elements.count(2 * 5 * 7 * 20) == 2, sizes
+    assert elements.count(2 * 5 * 7 * 20) == 1, sizes
 
 
 def test_initialisation_is_the_published_one() -> None:

@@ -332,7 +332,7 @@ TARGETS = (
         "pixel and channel",
         (
             Part(  # the gradient of the convolution
-                "ConvolveTileBackward<float>",
+                "ConvolveTileBackward<float, true>",
                 "MUFU",
                 threads=256,
                 units_per_pass=2,
@@ -340,7 +340,7 @@ TARGETS = (
                 shared_bytes=45 * 1024,
             ),
             Part(  # its correlation
-                "ConvolveTileBackward<float>",
+                "ConvolveTileBackward<float, true>",
                 "LDS",
                 threads=256,
                 units_per_pass=2,

@@ -4,7 +4,8 @@
 namespace vss::depthwise_gelu {
 namespace {
 
-using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+// And the result of the forward pass, which is not asked for here.
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 constexpr size_t kTensors = 3;  // x, weight, bias
 
@@ -16,10 +17,10 @@ at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
 }
 
 Gradients run_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                       const at::Tensor& bias, std::array<bool, kTensors> needs) {
+                       const at::Tensor& bias, std::array<bool, kTensors + 1> needs) {
   static const auto op =
       find_operator<Gradients(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                              const at::Tensor&, std::array<bool, kTensors>)>(
+                              const at::Tensor&, std::array<bool, kTensors + 1>)>(
           "depthwise_gelu_backward");
   return op.call(grad, x, weight, bias, needs);
 }
@@ -37,9 +38,10 @@ class Gradient : public torch::autograd::Function<Gradient> {
     variable_list result(kTensors);
     if (!grads[0].defined()) return result;
     const variable_list saved = ctx->get_saved_variables();
-    const std::array<bool, kTensors> needs = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                                              ctx->needs_input_grad(2)};
-    const auto [x, weight, bias] = run_backward(grads[0], saved[0], saved[1], saved[2], needs);
+    const std::array<bool, kTensors + 1> needs = {
+        ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2), false};
+    const auto [x, weight, bias, result_again] =
+        run_backward(grads[0], saved[0], saved[1], saved[2], needs);
     if (needs[0]) result[0] = x;
     if (needs[1]) result[1] = weight;
     if (needs[2]) result[2] = bias;

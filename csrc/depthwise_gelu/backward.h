@@ -4,14 +4,14 @@
 // scratch, the gradient of the convolution's result. Its correlation with the weights is the
 // gradient of the tile, and its products with the tile's pixels, shifted by each tap, are the
 // tile's part of the gradient of that tap: each pixel has one owner. A second kernel adds the parts
-// up in a fixed order.
+// up in a fixed order. Who needs the result of the forward pass again gets it on the way.
 #pragma once
 
 #include "kernel.h"
 
 namespace vss::inline VSS_MACHINE::depthwise_gelu {
 
-template <typename T>
+template <typename T, bool kGivesResult>
 struct ConvolveTileBackward {
   static constexpr int kRows = kGpu ? 2 : 3;            // of a strip of the convolution
   static constexpr int kCorrelatedRows = kGpu ? 2 : 1;  // of a strip of the correlation
@@ -19,6 +19,7 @@ struct ConvolveTileBackward {
   Geometry g;
   const T *grad, *x, *weight, *bias;
   T* grad_x;     // nullptr: not wanted
+  T* result;     // of the forward pass, if kGivesResult
   float* parts;  // [tile, parameter, channel]; nullptr: not wanted
 
   VSS_INLINE static int inner_floats(const Geometry& g) {
@@ -85,18 +86,25 @@ struct ConvolveTileBackward {
           const int rows = Tile::least(static_cast<int>(ys.end) - y, kRows);
           float* to = place(y, 0) + channel;
           const int64_t row = static_cast<int64_t>(g.columns) * g.channels;
-          const T* from = grad + pixel_at(tile, y, 0, channel);
+          const int64_t first = pixel_at(tile, y, 0, channel);
           convolve_strip<kRows>(
               map_from(tile, channel, count), Parameters(stored + channel, pitch), y,
               static_cast<int>(xs.begin), static_cast<int>(xs.end),
               [&](int x, const Floats(&sums)[kRows]) VSS_LAMBDA {
-                const T* pixel = from + static_cast<int64_t>(x) * g.channels;
+                const int64_t offset = first + static_cast<int64_t>(x) * g.channels;
+                const T* pixel = grad + offset;
+                const bool owns_column = tile.owns_column(x);
                 VSS_UNROLL
                 for (int r = 0; r < kRows; ++r) {
                   if (r >= rows) break;
                   fetch(pixel + r * row + kFetchColumns * static_cast<int64_t>(g.channels));
+                  const NormalTail tail(sums[r]);
                   store(to + r * halo_row + x * pitch,
-                        load(pixel + r * row, count) * gelu_derivative(sums[r]));
+                        load(pixel + r * row, count) * gelu_derivative(sums[r], tail));
+                  if constexpr (kGivesResult) {
+                    if (owns_column && tile.owns_row(y + r))
+                      store(result + offset + r * row, gelu(sums[r], tail), count);
+                  }
                 }
               });
         });

@@ -77,11 +77,11 @@ at::Tensor convolve(const at::Tensor& x_any, const at::Tensor& weight, const at:
   return out;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> convolve_backward(const at::Tensor& grad_any,
-                                                                 const at::Tensor& x_any,
-                                                                 const at::Tensor& weight,
-                                                                 const at::Tensor& bias,
-                                                                 std::array<bool, 3> needs) {
+// The gradients of x, weight and bias, and the result of the forward pass: those that `needs`
+// wants.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> convolve_backward(
+    const at::Tensor& grad_any, const at::Tensor& x_any, const at::Tensor& weight,
+    const at::Tensor& bias, std::array<bool, 4> needs) {
   constexpr const char* op = "depthwise_gelu_backward";
   const c10::DeviceGuard guard(x_any.device());
   check_dims(op, "x", x_any, 4);
@@ -95,13 +95,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolve_backward(const at::Tenso
     return needed ? at::empty(like.sizes(), options) : at::empty({0}, options);
   };
   const at::Tensor grad_x = empty_if(needs[0], x), grad_weight = empty_if(needs[1], weight),
-                   grad_bias = empty_if(needs[2], bias);
+                   grad_bias = empty_if(needs[2], bias), result = empty_if(needs[3], x);
   const bool needs_parts = needs[1] || needs[2];
   const at::Tensor parts =
       at::empty({needs_parts ? g.tiles() : 0, kParameters, g.channels}, options.dtype(at::kFloat));
   VSS_DISPATCH_FLOATING(x.scalar_type(), op, [&] {
-    if (x.numel() > 0 && (needs[0] || needs_parts)) {
-      using Kernel = ConvolveTileBackward<scalar_t>;
+    const auto run = [&](auto gives_result) {
+      using Kernel = ConvolveTileBackward<scalar_t, decltype(gives_result)::value>;
       const int64_t strips = cdiv(g.tile.rows + 2, Kernel::kRows);
       run_blocks<kThreadsBackward>(
           {.op = op,
@@ -111,7 +111,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolve_backward(const at::Tenso
           Kernel{g, grad.const_data_ptr<scalar_t>(), x.const_data_ptr<scalar_t>(),
                  weight.const_data_ptr<scalar_t>(), bias.const_data_ptr<scalar_t>(),
                  needs[0] ? grad_x.mutable_data_ptr<scalar_t>() : nullptr,
+                 needs[3] ? result.mutable_data_ptr<scalar_t>() : nullptr,
                  needs_parts ? parts.mutable_data_ptr<float>() : nullptr});
+    };
+    if (x.numel() > 0 && (needs[0] || needs[3] || needs_parts)) {
+      if (needs[3])
+        run(std::true_type{});
+      else
+        run(std::false_type{});
     }
     if (needs_parts) {
       using Kernel = SumParts<scalar_t>;
@@ -127,7 +134,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolve_backward(const at::Tenso
                               kernel);
     }
   });
-  return {grad_x, grad_weight, grad_bias};
+  return {grad_x, grad_weight, grad_bias, result};
 }
 
 }  // namespace

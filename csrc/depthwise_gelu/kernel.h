@@ -61,6 +61,9 @@ struct Tile {
             least(g.channels - channel, g.tile.channels)};
   }
 
+  VSS_INLINE bool owns_row(int y) const { return y >= row && y < row + size.rows; }
+  VSS_INLINE bool owns_column(int x) const { return x >= column && x < column + size.columns; }
+
   VSS_INLINE static int least(int a, int b) { return a < b ? a : b; }
 };
 

@@ -62,14 +62,15 @@ struct NormalTail {
   }
 };
 
-VSS_DEVICE Floats gelu(Floats z) {
-  const NormalTail tail(z);
+// With the tail of the same z, for who needs the derivative as well.
+VSS_DEVICE Floats gelu(Floats z, const NormalTail& tail) {
   return positive_part(z) - tail.distance * tail.decay * tail.ratio;
 }
 
-VSS_DEVICE Floats gelu_derivative(Floats z) {
-  constexpr float kDensity = 0.39894228f;  // 1 / sqrt(2 pi)
-  const NormalTail tail(z);
+VSS_DEVICE Floats gelu(Floats z) { return gelu(z, NormalTail(z)); }
+
+VSS_DEVICE Floats gelu_derivative(Floats z, const NormalTail& tail) {
+  constexpr float kDensity = 0.39894228f;                                     // 1 / sqrt(2 pi)
   const Floats below = tail.decay * (tail.ratio - tail.distance * kDensity);  // at -|z|
   return z > 0.0f ? 1.0f - below : below;
 }

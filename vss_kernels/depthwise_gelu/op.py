@@ -29,13 +29,13 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _fake_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, needs: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # The fake must have the strides of the kernel's result: contiguous, whatever x has.
-    grad_x, grad_weight, grad_bias = (
+    grad_x, grad_weight, grad_bias, result = (
         tensor.new_empty(tensor.shape if needed else (0,))
-        for tensor, needed in zip((x, weight, bias), needs, strict=True)
+        for tensor, needed in zip((x, weight, bias, x), needs, strict=True)
     )
-    return grad_x, grad_weight, grad_bias
+    return grad_x, grad_weight, grad_bias, result
 
 
 if native.problem() is None:

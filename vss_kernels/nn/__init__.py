@@ -2,6 +2,7 @@
 
 from vss_kernels.nn.attention import attend_few_keys
 from vss_kernels.nn.dense import FusePyramid, UpsampleArgmax, UpsampleCrossEntropy
+from vss_kernels.nn.feed_forward import depthwise_gelu_linear
 from vss_kernels.nn.focal import FocalAttention, FocalBlock
 from vss_kernels.nn.linear import TokenLinear, token_linear
 from vss_kernels.nn.relation import (
@@ -23,5 +24,6 @@ __all__ = [
     "UpsampleArgmax",
     "UpsampleCrossEntropy",
     "attend_few_keys",
+    "depthwise_gelu_linear",
     "token_linear",
 ]

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vss_kernels import add_layer_norm, depthwise_gelu
-from vss_kernels.nn import TokenLinear, attend_few_keys, token_linear
+from vss_kernels import add_layer_norm
+from vss_kernels.nn import TokenLinear, attend_few_keys, depthwise_gelu_linear
+from vss_models.backbones.patches import reduce_patches
 from vss_models.backbones.query_groups import attend_in_groups, num_groups
 
 BLOCK_NORM_EPS = 1e-6
@@ -41,19 +42,6 @@ def add_and_norm(
     """
     tokens, factor = (None, None) if branch is None else branch
     return add_layer_norm(x, norm.weight, norm.bias, tokens, factor, eps=norm.eps, dtype=dtype)
-
-
-def reduce_patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Applies a convolution whose kernel is its stride to (N, H, W, C); returns (N, h, w, C').
-
-    Its patches do not overlap, so it is one matrix product on channels-last maps.
-    """
-    side = conv.kernel_size[0]
-    n, height, width, dim = x.shape
-    h, w = height // side, width // side
-    patches = x[:, : h * side, : w * side].reshape(n, h, side, w, side, dim)
-    patches = patches.transpose(2, 3).reshape(n, h, w, side * side * dim)
-    return token_linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 class PatchEmbedding(nn.Module):
@@ -125,9 +113,9 @@ class MixFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, H, W, C) to the same shape."""
-        weight, bias = self.depthwise.weight, self.depthwise.bias
-        assert bias is not None
-        return self.contract(depthwise_gelu(self.expand(x), weight, bias))
+        kernel, shift, contract = self.depthwise.weight, self.depthwise.bias, self.contract
+        assert shift is not None
+        return depthwise_gelu_linear(self.expand(x), kernel, shift, contract.weight, contract.bias)
 
 
 class MixBlock(nn.Module):

@@ -75,13 +75,16 @@ class CFFMHead(SegFormerHead):
     def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:
         """Segments clips; see `SegFormerHead.forward`. M = 1 target prediction in training."""
         fused = self.fusion(features)
+        # Before the blocks, so that on the way back it comes after them: its gradient is the
+        # largest map, and what the blocks keep need not lie beside it.
+        per_frame = self.classify(fused) if self.training else None
         fused_at_8 = _halve(fused)
         clips = split_clips(_channels_last(fused_at_8), num_clips)
         target = split_clips(fused_at_8, num_clips)[:, -1]
         logits = self._decode(target, clips[:, -1], clips[:, :-1], fused.shape[-2:])
-        if not self.training:
+        if per_frame is None:
             return logits
-        return ClipLogits(split_clips(self.classify(fused), num_clips), logits.unsqueeze(1))
+        return ClipLogits(split_clips(per_frame, num_clips), logits.unsqueeze(1))
 
     @torch.no_grad()
     def start_as_per_frame(self) -> None:

@@ -93,6 +93,9 @@ class MRCFAHead(SegFormerHead):
     def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:
         """Segments clips; see `SegFormerHead.forward`. M = R + 1 target predictions in training."""
         fused = self.fusion(features)
+        # Before the relation, so that on the way back it comes after it: its gradient is the
+        # largest map, and what the relation keeps need not lie beside it.
+        per_frame = self.classify(fused) if self.training else None
         fused_at_8 = resize(fused, features[1].shape[-2:])
         clips = [split_clips(feature, num_clips) for feature in (*features[1:], fused_at_8)]
         target = self._encode_target([clip[:, -1] for clip in clips[:3]], clips[3][:, -1])
@@ -104,15 +107,14 @@ class MRCFAHead(SegFormerHead):
         )
         answers = self._attend(target, references)
         size = fused.shape[-2:]
-        if not self.training:
+        if per_frame is None:
             return self._decode_final(answers, target, size)
         *decoders, last = cast(Iterable[Classifier], self.decoders)
         per_reference = classify_each(decoders, answers.mT, self.dropout)
         final = last.classify(self._summary(answers, target), self.dropout)
         logits = torch.cat([per_reference, final.unsqueeze(1)], dim=1)
         maps = resize(logits.flatten(0, 1).unflatten(2, target.sizes[0]), size)
-        per_frame = split_clips(self.classify(fused), num_clips)
-        return ClipLogits(per_frame, split_clips(maps, num_clips))
+        return ClipLogits(split_clips(per_frame, num_clips), split_clips(maps, num_clips))
 
     @torch.no_grad()
     def start_as_per_frame(self) -> None:
