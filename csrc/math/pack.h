@@ -26,7 +26,7 @@ struct __attribute__((may_alias, aligned(sizeof(T) * kCount))) Stored {
 };
 
 template <typename T, int kCount>
-VSS_DEVICE Pack<kCount> unpack(const Stored<T, kCount>& stored) {
+VSS_DEVICE Pack<kCount> unpack(Stored<T, kCount> stored) {
   Pack<kCount> pack;
   VSS_UNROLL
   for (int i = 0; i < kCount; ++i) pack.at[i] = static_cast<float>(stored.at[i]);
@@ -36,7 +36,8 @@ VSS_DEVICE Pack<kCount> unpack(const Stored<T, kCount>& stored) {
 // `from` must be a multiple of kCount * sizeof(T) bytes.
 template <int kCount, typename T>
 VSS_DEVICE Pack<kCount> load_pack(const T* from) {
-  return unpack(*reinterpret_cast<const Stored<T, kCount>*>(from));
+  const Stored<T, kCount> stored = *reinterpret_cast<const Stored<T, kCount>*>(from);
+  return unpack(stored);  // a copy, not the memory, so that it comes with one instruction
 }
 
 template <typename T, int kCount>
