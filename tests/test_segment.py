@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.support.recorded_calls import RecordedCalls
 from tests.support.tiny_video import (
     SIZE,
     make_folder,
@@ -22,7 +25,9 @@ from tests.support.tiny_video import (
 from vss_models import create_model
 from vss_models.checkpoints import CheckpointError, open_model, save_model, save_released
 from vss_models.cli import main
+from vss_models.commands import segment as segment_command
 from vss_models.data import EvaluationTransform, generated_colours, numbered_classes
+from vss_models.inference.frame_program import FrameProgram
 from vss_models.inference.streaming import StreamingSegmenter
 from vss_models.inference.video_to_files import OutputSettings, segment_video
 from vss_models.video import open_video
@@ -55,6 +60,50 @@ def test_video_file(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixt
         "labels",
         "overlay.mp4",
     ]
+
+
+@pytest.mark.parametrize("name", ["mrcfa_b0", "cffm_b0"])
+def test_a_recorded_run_writes_the_same_labels(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the command does on a GPU by default, but for the GPU; it says how fast it was."""
+    save_model(tiny_model(name), tmp_path / "model.pt")
+    captures: list[RecordedCalls] = []
+
+    class Recorded(StreamingSegmenter):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            assert arguments[-1] == "auto"
+            precision, capture = self._program.precision, RecordedCalls()
+            self._program = FrameProgram(
+                self.model, self.transform, self._span, precision, capture=capture
+            )
+            captures.append(capture)
+
+    source = make_video(tmp_path / "clip.mp4")
+    assert segment(source, tmp_path / "plain", tmp_path / "model.pt") == 0
+    monkeypatch.setattr(segment_command, "StreamingSegmenter", Recorded)
+    assert segment(source, tmp_path / "fast", tmp_path / "model.pt") == 0
+    # Two recordings while it warms up; then every frame but the first is a replay.
+    assert [(capture.recorded, capture.replayed >= 11) for capture in captures] == [(2, True)]
+    plain, fast = (read_labels(tmp_path / which / "clip") for which in ("plain", "fast"))
+    assert list(fast) == list(plain)
+    assert all(np.array_equal(fast[key], label) for key, label in plain.items())
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 2
+    assert all(re.search(r": 12 frames in \d+\.\d s \(\d+\.\d frames/s\)$", line) for line in shown)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["mrcfa_b0", "cffm_b0"])
+def test_labels_of_a_gpu(name: str, tmp_path: Path) -> None:
+    save_model(tiny_model(name), tmp_path / "model.pt")
+    source = make_video(tmp_path / "clip.mp4")
+    for device in ("cpu", "cuda"):
+        assert segment(source, tmp_path / device, tmp_path / "model.pt", "--device", device) == 0
+    cpu, gpu = (read_labels(tmp_path / device / "clip") for device in ("cpu", "cuda"))
+    differing = [(gpu[key] != label).mean() for key, label in cpu.items()]
+    assert np.mean(differing) < 1e-2
 
 
 @pytest.mark.parametrize("name", ["cffm_b0", "segformer_b0"])
