@@ -43,4 +43,10 @@ auto call_unrecorded(const Operator& op, Arguments&&... arguments) {
 // derivative would quietly take the backward kernel's result for a constant.
 void forbid_second_derivative(torch::Library& library, const std::string& name);
 
+// Gives the operator `name`, which was registered from Python, the gradient that its backward
+// operator computes. `sources` says of each argument of <name>_backward what it is and, for an
+// input or a result of the operator, at which position: see python_operator/autograd.cpp.
+void differentiate_python_operator(const std::string& name,
+                                   const std::vector<std::pair<std::string, size_t>>& sources);
+
 }  // namespace vss

@@ -15,6 +15,8 @@
 #include <cpuid.h>
 #endif
 
+#include "autograd.h"
+
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -206,7 +208,9 @@ TORCH_LIBRARY_IMPL(vss_kernels, CUDA, library){VSS_EVERY_OPERATOR(VSS_IMPLEMENT,
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native operators of vss_kernels.";
   // Counted up where a schema or what Python leaves to C++ changes; native.py has the same number.
-  m.attr("interface") = 3;
+  m.attr("interface") = 4;
   m.def("build_info", &build_info,
         "Versions, CUDA architectures, flags and OpenMP of this build, and its instruction sets.");
+  m.def("differentiate", &vss::differentiate_python_operator,
+        "Gives an operator that Python registered the gradient that <name>_backward computes.");
 }

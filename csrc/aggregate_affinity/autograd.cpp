@@ -3,6 +3,7 @@
 #include "../autograd.h"
 
 #include <ATen/ops/split_with_sizes.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 
 namespace vss::aggregate_affinity {
 namespace {
@@ -40,21 +41,48 @@ std::vector<c10::SymInt> write_sizes(at::TensorList tensors) {
   return sizes;
 }
 
-// Views of a packed vector, one for each tensor that write_sizes() was given.
+// Whether a tensor is numbers in memory, and nothing follows which operators it goes through.
+bool is_plain(const at::Tensor& tensor) {
+  constexpr c10::DispatchKeySet kPlain =
+      c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::AutocastCPU,
+                           c10::DispatchKey::AutocastCUDA}) |
+      c10::autograd_dispatch_keyset_with_ADInplaceOrView;
+  const bool others =
+      (tensor.key_set() - kPlain).highestFunctionalityKey() != c10::DispatchKey::Undefined;
+  return (tensor.is_cpu() || tensor.is_cuda()) && !others && tensor.is_contiguous() &&
+         !c10::GradMode::is_enabled() && !c10::impl::TorchDispatchModeTLS::any_modes_set();
+}
+
+// Tensors in the memory of a packed vector, one for each that write_sizes() was given. The gradient
+// of a model's layers is dozens of them: where that is possible, they are made without a call each.
 variable_list unpack(const at::Tensor& packed, const std::vector<c10::SymInt>& written) {
-  std::vector<c10::SymInt> lengths;
   std::vector<c10::SymIntArrayRef> shapes;
+  std::vector<c10::SymInt> lengths;
   for (size_t begin = 0; begin < written.size();) {
     const size_t dims = written[begin].expect_int();
-    shapes.emplace_back(&written[begin] + 1, dims);
+    shapes.emplace_back(written.data() + begin + 1, dims);
     c10::SymInt length = 1;
     for (const c10::SymInt& size : shapes.back()) length *= size;
     lengths.push_back(length);
     begin += 1 + dims;
   }
-  variable_list tensors = at::split_with_sizes_symint(packed, lengths);
-  for (size_t i = 0; i < tensors.size(); ++i)
-    if (shapes[i].size() != 1) tensors[i] = tensors[i].view_symint(shapes[i]);
+  variable_list tensors;
+  if (!is_plain(packed)) {
+    tensors = at::split_with_sizes_symint(packed, lengths);
+    for (size_t i = 0; i < tensors.size(); ++i)
+      if (shapes[i].size() != 1) tensors[i] = tensors[i].view_symint(shapes[i]);
+    return tensors;
+  }
+  tensors.reserve(shapes.size());
+  int64_t offset = packed.storage_offset();
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    tensors.push_back(at::detail::make_tensor<c10::TensorImpl>(c10::Storage(packed.storage()),
+                                                               packed.key_set(), packed.dtype()));
+    c10::TensorImpl* impl = tensors.back().unsafeGetTensorImpl();
+    impl->set_storage_offset(offset);
+    impl->set_sizes_contiguous(C10_AS_INTARRAYREF_SLOW(shapes[i]));
+    offset += lengths[i].expect_int();
+  }
   return tensors;
 }
 

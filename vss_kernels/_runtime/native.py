@@ -33,7 +33,7 @@ OPERATORS = (
 )
 """The operators that the extension must register, as in ``csrc/library.cpp``, without backwards."""
 
-INTERFACE = 3
+INTERFACE = 4
 """What this Python code expects of the extension, as in ``csrc/library.cpp``."""
 
 ISAS = ("baseline", "avx2", "avx512")
@@ -104,6 +104,11 @@ def _check_isa(extension: ModuleType, wanted: str) -> None:
 def problem() -> str | None:
     """Returns ``None`` when the extension is loaded, else why it is not."""
     return _problem
+
+
+def extension() -> ModuleType | None:
+    """Returns the loaded extension."""
+    return _extension
 
 
 def build_info() -> dict[str, Any]:

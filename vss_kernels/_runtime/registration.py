@@ -8,10 +8,13 @@ for one operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
+from vss_kernels._runtime import native
 
 _NAMESPACE = "vss_kernels"
 _library = torch.library.Library(_NAMESPACE, "FRAGMENT")  # operators live as long as it does
@@ -29,6 +32,7 @@ class PythonOperator:
 
     def __init__(self, name: str, kernel: Callable[..., Any]) -> None:
         self.name = name
+        self.parameters = tuple(inspect.signature(kernel).parameters)
         schema = torch.library.infer_schema(kernel, mutates_args=())
         _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         hidden = torch.compiler.disable(kernel)
@@ -42,6 +46,41 @@ class PythonOperator:
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
         """Registers what returns results without values; a decorator."""
         return torch.library.register_fake(f"{_NAMESPACE}::{self.name}", fake, lib=_library)
+
+    def differentiate_by(self, backward: PythonOperator, results: Sequence[str] = ()) -> None:
+        """Registers a gradient that is one call of another operator, ``<name>_backward``.
+
+        The extension takes that call over where it is there: by way of Python's autograd it would
+        cost several times as much.
+
+        Args:
+            backward: Takes, by the names of its arguments, ``grad``, the gradient of the first
+                result (the others have none); arguments of this operator; results of it; and
+                ``needs``, which says of each of the first arguments whether its gradient is wanted.
+                Returns the gradients of the first arguments, and may leave out those that are not.
+            results: Names of this operator's results; needed only if ``backward`` takes one.
+
+        Raises:
+            ValueError: ``backward`` takes something else.
+        """
+        sources: list[tuple[str, int]] = []
+        for name in backward.parameters:
+            if name in ("grad", "needs"):
+                sources.append((name, 0))
+            elif name in results:
+                sources.append(("result", results.index(name)))
+            elif name in self.parameters:
+                sources.append(("input", self.parameters.index(name)))
+            else:
+                raise ValueError(
+                    f"{backward.name}: {name} is neither an argument of {self.name} nor a result"
+                )
+        extension = native.extension()
+        if extension is not None:
+            extension.differentiate(self.name, sources)
+            return
+        self.register_autograd(*_as_function(backward, sources))
+        backward.forbid_derivative(self.name)
 
     def register_autograd(
         self, backward: Callable[..., Any], setup_context: Callable[..., None]
@@ -96,6 +135,42 @@ class PythonOperator:
             )
 
         self.register_autograd(refuse, lambda ctx, inputs, output: None)
+
+
+def _as_function(
+    operator: PythonOperator, sources: Sequence[tuple[str, int]]
+) -> tuple[Callable[..., Any], Callable[..., None]]:
+    """The two functions of :meth:`PythonOperator.register_autograd` for a backward operator."""
+    count = len(operator.overload._schema.returns)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        results = output if isinstance(output, tuple) else (output,)
+        values = [
+            {"input": inputs, "result": results}[source][position]
+            for source, position in sources
+            if source in ("input", "result")
+        ]
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.plain = [None if isinstance(value, torch.Tensor) else (value,) for value in values]
+        ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx: Any, grad: Any, *_: Any) -> tuple[Any, ...]:
+        nothing = (None,) * (len(ctx.needs_input_grad) - 1)  # without the keys
+        if grad is None:
+            return nothing
+        needs = list(ctx.needs_input_grad[:count])
+        tensors = iter(ctx.saved_tensors)
+        values = iter([next(tensors) if value is None else value[0] for value in ctx.plain])
+        given = {"grad": grad, "needs": needs}
+        grads = operator(
+            *(given[source] if source in given else next(values) for source, _ in sources)
+        )
+        wanted = [found if needed else None for found, needed in zip(grads, needs, strict=True)]
+        return *wanted, *nothing[count:]
+
+    return backward, setup_context
 
 
 def python_operator(name: str) -> Callable[[Callable[..., Any]], PythonOperator]:

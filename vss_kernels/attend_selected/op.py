@@ -124,24 +124,7 @@ def _(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    affinity, value, index, ctx.use_triton = inputs
-    statistics = output[1]
-    ctx.mark_non_differentiable(statistics)
-    ctx.save_for_backward(affinity, statistics, value, index)
-
-
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    affinity, statistics, value, index = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:2])
-    grads = torch.ops.vss_kernels.attend_selected_backward(
-        grad, affinity, statistics, value, index, needs, ctx.use_triton
-    )
-    return (*(g if needed else None for g, needed in zip(grads, needs, strict=True)), None, None)
-
-
-attend_selected.register_autograd(_backward, setup_context=_setup_context)
-attend_selected_backward.forbid_derivative("attend_selected")
+attend_selected.differentiate_by(attend_selected_backward, results=("out", "statistics"))
 
 
 def _triton_can_run(affinity: Tensor, *_: Any) -> str | None:

@@ -108,24 +108,7 @@ def _(
     return results[0], results[1], results[2]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key_value, bias, rows, columns, settings, use_triton = inputs
-    ctx.sizes = (rows, columns, settings, use_triton)
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(query, key_value, bias, *output)
-
-
-def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 7
-    grads = torch.ops.vss_kernels.focal_attention_backward(grad, *ctx.saved_tensors, *ctx.sizes)
-    needed = ctx.needs_input_grad[:3]
-    return (*(g if need else None for g, need in zip(grads, needed, strict=True)), *(None,) * 4)
-
-
-focal_attention.register_autograd(_backward, setup_context=_setup_context)
-focal_attention_backward.forbid_derivative("focal_attention")
+focal_attention.differentiate_by(focal_attention_backward, results=("out", "statistics"))
 
 
 def _run_fused(

@@ -104,22 +104,7 @@ def _(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.use_triton = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    target, reference, index = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:2])
-    grads = torch.ops.vss_kernels.masked_affinity_backward(
-        grad, target, reference, index, needs, ctx.use_triton
-    )
-    return (*(g if needed else None for g, needed in zip(grads, needs, strict=True)), None, None)
-
-
-masked_affinity.register_autograd(_backward, setup_context=_setup_context)
-masked_affinity_backward.forbid_derivative("masked_affinity")
+masked_affinity.differentiate_by(masked_affinity_backward)
 
 
 def _triton_can_run(target: Tensor, *_: Any) -> str | None:
