@@ -8,6 +8,7 @@ gradient as it comes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,38 +39,51 @@ def invert_index(index: Tensor, num_entries: int, own: slice) -> Tensor:
     return inverse
 
 
+def _side_by_side(tables: Sequence[Tensor], around: Tensor) -> Tensor:
+    """All entries of each head, (heads, entries), the ring's last."""
+    return torch.cat([tables[0].T, *tables[1:], around[0].flatten(1)], dim=1)
+
+
 class _LookUp(torch.autograd.Function):
+    """One step for autograd: on small maps a step costs a GPU's host more than it does the GPU."""
+
     @staticmethod
-    def forward(ctx: Any, table: Tensor, index: Tensor, inverse: Tensor, own: slice) -> Tensor:
+    def forward(
+        ctx: Any, index: Tensor, inverse: Tensor, own: slice, around: Tensor, *tables: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(inverse)
         ctx.own = own
-        return table[:, index]
+        ctx.lengths = [tables[0].shape[0], *(table.shape[1] for table in tables[1:])]
+        return _side_by_side(tables, around)[:, index]
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, grad: Tensor
-    ) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (inverse,) = ctx.saved_tensors
         places = F.pad(grad.flatten(1), (0, 1))  # what fills up the inverse adds zero
-        common = places[:, inverse].sum(-1)
-        return torch.cat([common, grad[:, :, ctx.own].flatten(1)], dim=1), None, None, None
+        window, *pooled = places[:, inverse].sum(-1).split(ctx.lengths, dim=1)
+        return None, None, None, grad[None, :, :, ctx.own], window.T, *pooled
 
 
-def look_up(table: Tensor, index: Tensor, inverse: Tensor, own: slice) -> Tensor:
+def look_up(
+    tables: Sequence[Tensor], around: Tensor, index: Tensor, inverse: Tensor, own: slice
+) -> Tensor:
     """Looks entries up.
 
     Args:
-        table: (heads, entries).
-        index: (P, L) int64 entries.
+        tables: The window's table (entries, heads), then the pooled maps', (heads, entries) each.
+        around: An entry for each query and key ``own``, (1, heads, P, keys).
+        index: (P, L) int64 entries, counted through the tables in this order, the ring's last.
         inverse: Their :func:`invert_index`.
         own: Keys that have an entry for each query, as there.
 
     Returns:
         (heads, P, L).
     """
-    if torch.is_grad_enabled() and table.requires_grad:
-        return _LookUp.apply(table, index, inverse, own)  # type: ignore[no-untyped-call]
-    return table[:, index]
+    if torch.is_grad_enabled() and any(table.requires_grad for table in (*tables, around)):
+        return _LookUp.apply(  # type: ignore[no-untyped-call]
+            index, inverse, own, around, *tables
+        )
+    return _side_by_side(tables, around)[:, index]
 
 
 __all__ = ["invert_index", "look_up"]

@@ -90,11 +90,10 @@ class FocalAttention(nn.Module):
 
     def bias(self) -> Tensor:
         """Returns the bias of every query and key of a window, (heads, window ** 2, L)."""
-        tables = [self.window_bias.T]
+        tables = [self.window_bias]
         for table in self.pooled_bias:  # one by one, as torch.compile traces it
             tables.append(table)
-        tables.append(self.around_bias[0].flatten(1))
-        return look_up(torch.cat(tables, dim=1), self.bias_index, self.bias_places, self._ring)
+        return look_up(tables, self.around_bias, self.bias_index, self.bias_places, self._ring)
 
     def forward(self, target: Tensor, pooled: Sequence[Tensor]) -> Tensor:
         """Attends from every position of the target.
@@ -166,11 +165,12 @@ def attend_maps(
     dim = target.shape[-1]
     # Pooled tokens are only looked at, so their queries are not computed.
     tokens = torch.cat([level.flatten(1, 2) for level in (target, *pooled)], dim=1)
-    query_bias, key_value_bias = (
-        (None, None) if qkv.bias is None else (qkv.bias[:dim], qkv.bias[dim:])
-    )
-    query = token_linear(target, qkv.weight[:dim], query_bias)
-    key_value = token_linear(tokens, qkv.weight[dim:], key_value_bias)
+    # Split, not sliced: the gradients of two slices would be framed by zeros and added.
+    parts = [dim, qkv.weight.shape[0] - dim]
+    query_weight, key_value_weight = qkv.weight.split(parts)
+    query_bias, key_value_bias = (None, None) if qkv.bias is None else qkv.bias.split(parts)
+    query = token_linear(target, query_weight, query_bias)
+    key_value = token_linear(tokens, key_value_weight, key_value_bias)
     attended = attend_tokens(
         query.unflatten(-1, (num_heads, -1)),
         key_value.unflatten(-1, (2, num_heads, -1)),
