@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from copy import deepcopy
 
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 import vss_kernels
 from tests.support.aggregation_cases import PUBLISHED, make_maps, make_parameters, unpack
@@ -58,7 +60,23 @@ def test_the_same_tensors_in_other_chains_are_checked(checks):
     assert len(checks) == 2
 
 
+def test_a_module_gives_its_parameters_as_they_are():
+    module = AffinityAggregation(PUBLISHED["b1"])
+    weights = module.weights()
+    assert module.weights() is weights  # put together once
+    copy = deepcopy(module)
+    assert copy.weights().fine[0].weight is copy.fine[0].conv.weight
+    module.fine[0].conv.weight = torch.nn.Parameter(torch.ones(1, 1, 5, 5))
+    assert module.weights().fine[0].weight is module.fine[0].conv.weight
+    parametrize.register_parametrization(module.coarse[1].norm, "bias", torch.nn.Softplus())
+    for _ in range(2):
+        assert torch.equal(module.weights().coarse[1].norm_bias, module.coarse[1].norm.bias)
+        with torch.no_grad():
+            module.coarse[1].norm.parametrizations.bias.original += 1
+
+
 def test_tensors_that_are_gone_are_forgotten():
+    gc.collect()  # what an error of another test still holds
     before = len(remembered._known)
     weights = unpack(make_parameters(PUBLISHED["b1"]), PUBLISHED["b1"])
     aggregate_affinity(*make_maps(2, 2, 3), weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import vss_kernels
 from vss_kernels._runtime import checks
 from vss_kernels._runtime.checks import check_range
 
@@ -38,6 +39,16 @@ def test_values_that_changed_in_place_are_read_again(reads):
         with pytest.raises(ValueError, match=r"index must lie in \[0, 5\), got values from 0 to 5"):
             check_range("select", "index", index, 0, 5)
     assert len(reads) == 3
+
+
+def test_chosen_positions_are_not_read_until_they_change(reads):
+    target, reference = torch.randn(1, 3, 8), torch.randn(1, 2, 5, 8)
+    index = vss_kernels.select_tokens(target, reference, num_selected=2, top=2)
+    vss_kernels.masked_affinity(target, reference, index)
+    assert not reads
+    index[0, 0, 0] = 5
+    with pytest.raises(ValueError, match=r"index must lie in \[0, 5\)"):
+        vss_kernels.masked_affinity(target, reference, index)
 
 
 def test_other_bounds_are_checked_anew():

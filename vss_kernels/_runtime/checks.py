@@ -126,9 +126,19 @@ def check_range(operator: str, name: str, tensor: Tensor, low: int, high: int) -
     _last_in_range = weakref.ref(tensor), state
 
 
+def note_range(tensor: Tensor, low: int, high: int) -> None:
+    """Notes that values on the CPU are in ``[low, high)`` by construction, to be read no more.
+
+    On a GPU they are read for the sake of debugging alone, whoever made them.
+    """
+    global _last_in_range
+    if tensor.device.type == "cpu" and values_are_checked(tensor) and not tensor.is_inference():
+        _last_in_range = weakref.ref(tensor), (low, high, tensor._version)
+
+
 _last_in_range: tuple[Callable[[], Tensor | None], tuple[int, int, int] | None]
 _last_in_range = (lambda: None), None
-"""The tensor that :func:`check_range` checked last, and the bounds and its version then."""
+"""The tensor that was found or noted to be in range last, and the bounds and its version then."""
 
 
 def check_index(operator: str, index: object, tokens: Tensor) -> None:

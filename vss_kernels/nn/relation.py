@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from operator import is_
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vss_kernels.aggregate_affinity import (
@@ -101,16 +103,40 @@ class AffinityAggregation(nn.Module):
         self.fine = _build(chains.fine)
         self.coarse_to_middle = _build(chains.coarse_to_middle)
         self.middle_to_fine = _build(chains.middle_to_fine)
+        self._last: tuple[list[nn.Parameter], AggregationWeights] | None = None
 
     def weights(self) -> AggregationWeights:
         """Returns the parameters as the operator takes them."""
-        return AggregationWeights(
+        parameters = None if torch.compiler.is_compiling() else self._find_parameters()
+        last = self._last
+        if parameters is not None and last is not None and all(map(is_, parameters, last[0])):
+            return last[1]  # a model has the same dozens at every step
+        weights = AggregationWeights(
             _layers(self.coarse),
             _layers(self.middle),
             _layers(self.fine),
             _layers(self.coarse_to_middle),
             _layers(self.middle_to_fine),
         )
+        self._last = None if parameters is None else (parameters, weights)
+        return weights
+
+    def _find_parameters(self) -> list[nn.Parameter] | None:
+        """All parameters, or ``None`` if something else stands in the place of one.
+
+        Looked up directly, since ``nn.Module`` searches for each.
+        """
+        found: list[Any] = []
+        modules = self._modules
+        try:
+            for name in AggregationLayers._fields:
+                for layer in modules[name]._modules.values():  # type: ignore[union-attr]
+                    conv, norm = layer._modules["conv"], layer._modules["norm"]  # type: ignore[union-attr]
+                    for parameters in (conv._parameters, norm._parameters):  # type: ignore[union-attr]
+                        found += (parameters["weight"], parameters["bias"])
+        except KeyError:
+            return None
+        return found if all(map(_is_parameter, found)) else None
 
     def forward(self, coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
         """Maps (M,h,w), (M,2h,2w) and (M,4h,4w) to the aggregated ones (M,4h,4w)."""
@@ -146,6 +172,10 @@ def _parameter(module: nn.Module, name: str) -> Tensor:
     """
     parameter = module._parameters.get(name)
     return getattr(module, name) if parameter is None else parameter
+
+
+def _is_parameter(value: object) -> bool:
+    return isinstance(value, nn.Parameter)
 
 
 def _layers(chain: nn.ModuleList) -> tuple[ConvNormLayer, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vss_kernels._runtime.checks import check_integer, check_tokens
+from vss_kernels._runtime.checks import check_integer, check_tokens, note_range
 from vss_kernels.select_tokens.op import operator
 
 __all__ = ["select_tokens"]
@@ -58,4 +58,6 @@ def select_tokens(target: Tensor, reference: Tensor, num_selected: int, top: int
             f"{name}: top must be between 1 and the {positions} target tokens, got {top}; "
             "lower top for so small a target"
         )
-    return operator(target, reference, num_selected, top)
+    index = operator(target, reference, num_selected, top)
+    note_range(index, 0, tokens)  # what is chosen is used next
+    return index
