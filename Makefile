@@ -14,6 +14,8 @@ PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,\
 	$(shell $(name) -c "$(SUPPORTED)" >/dev/null 2>&1 && echo $(name))))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
+# Two processes, each with all of a file's tests. Threads that wait leave the cores to the others.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 NATIVE_SOURCES := $(shell find csrc tests/race_check -name '*.h' -o -name '*.cpp')
 
 .PHONY: demo test lint bench gpu-model gpu-model-changed sanitize fuzz lower-bounds package install clean
@@ -34,8 +36,8 @@ demo: install
 	$(BIN)/vss demo --out demo --overwrite
 
 test: install
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter tests/test_contract.py
+	$(PYTEST)
+	TRITON_INTERPRET=1 $(PYTEST) tests/interpreter tests/test_contract.py
 
 lint: install
 	$(BIN)/ruff check .

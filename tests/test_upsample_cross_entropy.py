@@ -104,7 +104,7 @@ def test_is_the_definition(
     "options",
     [
         {},
-        {"weight": torch.rand(5) + 0.5},
+        {"weight": torch.tensor([0.5, 0.75, 1.0, 1.25, 1.5])},
         {"ignore_index": 3, "label_smoothing": 0.2},
         {"reduction": "sum"},
         {"reduction": "none"},
