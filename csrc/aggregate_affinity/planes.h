@@ -60,12 +60,17 @@ VSS_DEVICE void load_map(const Block& block, const Grid& g, const Maps& maps, in
   clear_halos(block, g, 1, plane);
   with_type(maps.kind, maps.data, [&](const auto* data) {
     const auto* source = data + map * maps.map_stride;
+#if !VSS_GPU_CODE
+    for (int y = 0; y < g.height; ++y)
+      std::copy_n(source + y * maps.row_stride, g.width, plane + g.origin + y * g.pitch);
+#else
     for_tile_rows(block, g, [&](int y, int x, int count) {
       const auto* from = source + y * maps.row_stride + x;
       float* to = plane + g.origin + y * g.pitch + x;
       for (int i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
       for (int i = count; i < kLanes; ++i) to[i] = 0;
     });
+#endif
   });
 }
 
@@ -73,11 +78,16 @@ VSS_DEVICE void store_map(const Block& block, const Grid& g, const Maps& maps, i
                           const float* plane) {
   with_type(maps.kind, maps.data, [&](auto* data) {
     auto* target = data + map * maps.map_stride;
+#if !VSS_GPU_CODE
+    for (int y = 0; y < g.height; ++y)
+      std::copy_n(plane + g.origin + y * g.pitch, g.width, target + y * maps.row_stride);
+#else
     for_tile_rows(block, g, [&](int y, int x, int count) {
       const float* from = plane + g.origin + y * g.pitch + x;
       auto* to = target + y * maps.row_stride + x;
       for (int i = 0; i < count; ++i) to[i] = from[i];
     });
+#endif
   });
 }
 

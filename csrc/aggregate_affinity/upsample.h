@@ -34,6 +34,53 @@ struct FinePositions {
   }
 };
 
+#if !VSS_GPU_CODE
+
+// The taps of kLanes neighbouring fine columns. What they read fits into one register: two fine
+// columns lie within one coarse column's width.
+struct CornerColumns {
+  int begin;  // the first coarse column
+  Ints first, second;
+  Floats weight;
+
+  VSS_INLINE CornerColumns(int x, float scale, int size, int resized) {
+    Ints position = lane_numbers() + x;
+    position = position < resized ? position : Ints{} + (resized - 1);
+    const Floats source = __builtin_convertvector(position, Floats) * scale;
+    const Ints truncated = __builtin_convertvector(source, Ints), last = Ints{} + (size - 1);
+    first = truncated < last ? truncated : last;
+    second = first + 1 < last ? first + 1 : last;
+    weight = source - __builtin_convertvector(first, Floats);
+    begin = lane(first, 0);
+    first -= begin;
+    second -= begin;
+  }
+};
+
+// Adds the upsampled coarse planes to the fine ones. Planes are framed by enough zeros for whole
+// registers.
+VSS_INLINE void upsample(const Block&, const Grid& coarse, const Grid& fine, int channels,
+                         const float* source, float* target) {
+  for (int x = 0; x < fine.width; x += kLanes) {
+    const CornerColumns columns(x, fine.column_scale, coarse.width, fine.width);
+    for (int c = 0; c < channels; ++c) {
+      const float* plane = source + c * coarse.channel + coarse.origin + columns.begin;
+      float* to = target + c * fine.channel + fine.origin + x;
+      for (int y = 0; y < fine.height; ++y, to += fine.pitch) {
+        const CornerTap row = corner_tap(y, fine.row_scale, coarse.height);
+        const Floats upper = load(plane + row.first * coarse.pitch);
+        const Floats lower = load(plane + row.second * coarse.pitch);
+        const Floats read = upper + row.weight * (lower - upper);
+        const Floats left = permute(read, columns.first), right = permute(read, columns.second);
+        const Floats added = left + columns.weight * (right - left);
+        store(to, load(to) + keep_first(added, fine.width - x));
+      }
+    }
+  }
+}
+
+#else
+
 // Adds the upsampled coarse planes to the fine ones.
 VSS_DEVICE void upsample(const Block& block, const Grid& coarse, const Grid& fine, int channels,
                          const float* source, float* target) {
@@ -60,6 +107,8 @@ VSS_DEVICE void upsample(const Block& block, const Grid& coarse, const Grid& fin
     }
   });
 }
+
+#endif
 
 // The adjoint of upsample: gathers the fine gradient per coarse position, first along columns of
 // the map into `workspace` (coarse height x fine pitch for each channel), then along its rows.

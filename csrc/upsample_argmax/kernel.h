@@ -9,6 +9,7 @@
 #include "../machine/machine.h"
 #include "../math/exponential.h"
 #include "../math/upsampled_rows.h"
+#include "whole_tile.h"
 
 namespace vss::inline VSS_MACHINE::upsample_argmax {
 
@@ -148,6 +149,50 @@ struct Winners {
   }
 };
 
+#if !VSS_GPU_CODE
+
+template <int kVertical, int kHorizontal, typename T>
+VSS_INLINE bool find_whole(const ArgmaxGeometry& g, const T* map, const Taps& sources,
+                           const Ints (&columns)[kMaxTaps],
+                           const Floats (&column_weights)[kMaxTaps], int32_t begin,
+                           const float (&row_weights)[kRows][kMaxTaps], Ints (&labels)[kRows]) {
+  WholeTile<kRows, kVertical, kHorizontal, T> tile;
+  tile.step = g.strides.channel;
+  tile.classes = g.classes;
+  for (int s = 0; s < kVertical; ++s) {
+    tile.rows[s] = map + sources.index[s] * g.strides.row + begin;
+    for (int r = 0; r < kRows; ++r) tile.row_weights[r][s] = row_weights[r][s];
+  }
+  for (int t = 0; t < kHorizontal; ++t) {
+    tile.columns[t] = columns[t] - begin;
+    tile.column_weights[t] = column_weights[t];
+  }
+  return tile.find(labels);
+}
+
+// Finds the best classes of kRows rows of kLanes columns; false where the general way has to.
+template <typename T>
+VSS_INLINE bool find_whole(const ArgmaxGeometry& g, const T* map, const Taps& sources,
+                           const Ints (&columns)[kMaxTaps],
+                           const Floats (&column_weights)[kMaxTaps],
+                           const float (&row_weights)[kRows][kMaxTaps], Ints (&labels)[kRows]) {
+  const int64_t latest = g.horizontal.size() - kLanes;
+  if (g.strides.column != 1 || latest < 0) return false;
+  const int32_t begin = static_cast<int32_t>(std::min<int64_t>(lane(columns[0], 0), latest));
+  const int taps = g.horizontal.taps;
+  if (lane(columns[taps - 1], kLanes - 1) - begin >= kLanes) return false;
+  const auto find = [&]<int kVertical, int kHorizontal>() {
+    return find_whole<kVertical, kHorizontal>(g, map, sources, columns, column_weights, begin,
+                                              row_weights, labels);
+  };
+  if (g.vertical.taps == 2 && taps == 2) return find.template operator()<2, 2>();
+  if (g.vertical.taps == 2 && taps == 3) return find.template operator()<2, 3>();
+  if (g.vertical.taps == 3 && taps == 3) return find.template operator()<3, 3>();
+  return false;
+}
+
+#endif
+
 // kLanes columns from `x` on, in the rows of one group.
 template <bool kConfidence, typename T>
 VSS_DEVICE void argmax_columns(const ArgmaxGeometry& g, const T* map, int64_t n, const Range& rows,
@@ -189,7 +234,13 @@ VSS_DEVICE void argmax_columns(const ArgmaxGeometry& g, const T* map, int64_t n,
     }
 
     Winners<kConfidence> winners;
-    for (int k = 0; k < g.classes; ++k) {
+    int general_classes = g.classes;
+#if !VSS_GPU_CODE
+    if (!kConfidence && count == kRows &&
+        find_whole(g, map, sources, columns, column_weights, row_weights, winners.label))
+      general_classes = 0;
+#endif
+    for (int k = 0; k < general_classes; ++k) {
       Floats resized[kMaxTaps] = {};  // the source rows, resized horizontally
       VSS_UNROLL
       for (int s = 0; s < kMaxTaps; ++s) {
