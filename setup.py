@@ -29,10 +29,13 @@ from setuptools import setup
 ROOT = Path(__file__).parent.resolve()
 DEFAULT_ARCH_LIST = "8.0;9.0+PTX"
 CPU_ONLY = (  # without a CUDA kernel: on a GPU they are written in Triton, or are PyTorch's
+    "add_norm",
     "attend_selected",
     "focal_attention",
+    "halved_pyramid",
     "masked_affinity",
     "reduced_attention",
+    "resized_rows",
     "select_tokens",
 )
 SANITIZE_FLAGS = {

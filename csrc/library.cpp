@@ -28,10 +28,11 @@
       f(machine, fuse_pyramid) f(machine, upsample_argmax) f(machine, upsample_cross_entropy)
 
 // On a GPU the others are written in Triton.
-#define VSS_EVERY_CPU_OPERATOR(f, machine)                                            \
-  VSS_EVERY_OPERATOR(f, machine)                                                      \
-  f(machine, attend_selected) f(machine, focal_attention) f(machine, masked_affinity) \
-      f(machine, reduced_attention) f(machine, select_tokens)
+#define VSS_EVERY_CPU_OPERATOR(f, machine)                                                 \
+  VSS_EVERY_OPERATOR(f, machine)                                                           \
+  f(machine, add_norm) f(machine, attend_selected) f(machine, focal_attention)             \
+      f(machine, halved_pyramid) f(machine, masked_affinity) f(machine, reduced_attention) \
+          f(machine, resized_rows) f(machine, select_tokens)
 
 #define VSS_DECLARE(machine, op)           \
   namespace vss::machine::op {             \
@@ -150,6 +151,14 @@ TORCH_LIBRARY(vss_kernels, m) {
       "-> (Tensor, Tensor, Tensor, Tensor)");
   // What vss_kernels.nn.attend_few_keys runs on the CPU.
   m.def("reduced_attention_cpu(Tensor query, Tensor key_value) -> Tensor");
+  // What vss_kernels.nn.add_norm runs on the CPU. Without a branch there is no sum.
+  m.def(
+      "add_norm_cpu(Tensor x, Tensor weight, Tensor bias, Tensor? branch, float epsilon, "
+      "ScalarType dtype) -> (Tensor total, Tensor out)");
+  // What vss_kernels.nn.fuse_halved runs on the CPU.
+  m.def("halved_pyramid_cpu(Tensor first, Tensor weight, Tensor bias, Tensor[] others) -> Tensor");
+  // What vss_kernels.nn.resize_pixel_logits runs on the CPU; the result is (N, H, K, W).
+  m.def("resized_rows_cpu(Tensor rows, SymInt height, SymInt width) -> Tensor");
   // What select_tokens, masked_affinity and attend_selected run on the CPU.
   m.def("select_tokens_cpu(Tensor target, Tensor reference, int num_selected, int top) -> Tensor");
   m.def("masked_affinity_cpu(Tensor target, Tensor reference, Tensor index) -> Tensor");

@@ -178,7 +178,7 @@ def test_an_extension_of_older_sources_is_out_of_date_and_eager_still_works(tmp_
     out = run_with_extension(
         f"importlib.util.spec_from_file_location(name, {str(registers_nothing)!r})"
     )
-    assert "out of date: it lacks aggregate_affinity" in out
+    assert "out of date: it lacks add_norm_cpu, aggregate_affinity" in out
     assert out.endswith("4.0\n")
 
 

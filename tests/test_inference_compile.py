@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from tests.support.tiny_streaming import TRANSFORM, kept_bytes, rings, tiny_model, video
-from vss_kernels.nn import attention, linear
+from vss_kernels._runtime import cpu_inference
 from vss_models.inference.frame_program import FrameProgram
 from vss_models.inference.graphs import MOST_SIZES
 from vss_models.inference.streaming import StreamingSegmenter
@@ -27,12 +27,11 @@ def _fresh_compiler() -> None:
 
 @pytest.fixture(autouse=True)
 def _what_a_compiler_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uncompiled code leaves out the CPU's own ways for products and attention, too.
+    """Uncompiled code leaves out the CPU's own ways in inference, too.
 
     A compiler is never given them, and they round differently.
     """
-    monkeypatch.setattr(linear, "convolves", lambda *_: False)
-    monkeypatch.setattr(attention, "_is_native", lambda *_: False)
+    monkeypatch.setattr(cpu_inference, "is_cpu_inference", lambda *_: False)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

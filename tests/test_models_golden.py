@@ -126,7 +126,7 @@ def test_states_of_single_frames_give_the_clip(name: str, tmp_path: Any) -> None
     with torch.no_grad():
         states = [model.encode_frame(frame) for frame in clip.unbind(1)]
         logits = model.decode(states[-1], [state.reference for state in states[:-1]])
-        per_frame = model.head.classify(states[0].fused)
+        per_frame = model.head.classify_frame(states[0])
     assert_output(logits, golden.tensors["eval.logits"])
     single = golden.tensors["eval.single_frame_logits"].unflatten(0, clip.shape[:2])
     assert_output(per_frame, single[:, 0])

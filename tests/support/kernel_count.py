@@ -21,8 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vss_kernels._runtime import checks, triton_support
-from vss_kernels.nn import attention, linear
+from vss_kernels._runtime import checks, cpu_inference, triton_support
 
 # What a GPU's autocast computes in float32, and a CPU's does not.
 _WIDENED = ("layer_norm", "sum", "sum.dim_IntList")
@@ -128,9 +127,8 @@ def traced(half: bool = True) -> Iterator[KernelCounter]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_support, "INTERPRETED", True)
-        # These are for a real CPU.
-        patch.setattr(linear, "convolves", lambda *tensors: False)
-        patch.setattr(attention, "_is_native", lambda *tensors: False)
+        # A real CPU's ways.
+        patch.setattr(cpu_inference, "is_cpu_inference", lambda *tensors: False)
         for module in (checks, sys.modules["vss_kernels.upsample_cross_entropy"]):
             patch.setattr(module, "values_are_checked", lambda tensor: False)
         for name in _WIDENED:

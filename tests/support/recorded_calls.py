@@ -28,6 +28,7 @@ class RecordedCalls:
         self.recorded += 1
         result = call()
         is_first = True
+        with_gradients = torch.is_grad_enabled()  # a graph repeats what was recorded
 
         def replay() -> None:
             nonlocal is_first
@@ -36,13 +37,13 @@ class RecordedCalls:
                 is_first = False
                 return
             with torch.no_grad():
-                _overwrite(result, call)
+                _overwrite(result, call, with_gradients)
 
         return Recording(replay, result)
 
 
-def _overwrite(result: Any, call: Callable[[], Any]) -> None:
-    with torch.enable_grad():
+def _overwrite(result: Any, call: Callable[[], Any], with_gradients: bool) -> None:
+    with torch.set_grad_enabled(with_gradients):
         later = call()
     for old, new in zip(pytree.tree_leaves(result), pytree.tree_leaves(later), strict=True):
         if isinstance(old, Tensor):

@@ -19,14 +19,17 @@ from typing import Any
 import torch
 
 OPERATORS = (
+    "add_norm_cpu",
     "aggregate_affinity",
     "attend_selected_cpu",
     "depthwise_gelu",
     "focal_attend",
     "focal_pool",
     "fuse_pyramid",
+    "halved_pyramid_cpu",
     "masked_affinity_cpu",
     "reduced_attention_cpu",
+    "resized_rows_cpu",
     "select_tokens_cpu",
     "upsample_argmax",
     "upsample_cross_entropy",

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vss_kernels._runtime import native
-from vss_kernels._runtime.backends import forced_everywhere
+from vss_kernels._runtime import cpu_inference, native
 
 __all__ = ["attend_few_keys"]
 
@@ -38,15 +37,13 @@ def attend_few_keys(query: Tensor, key_value: Tensor) -> Tensor:
 
 
 def _is_native(query: Tensor, key_value: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    if query.device.type != "cpu" or {query.dtype, key_value.dtype} != {torch.float32}:
-        return False
-    if torch.is_grad_enabled() and (query.requires_grad or key_value.requires_grad):
-        return False
-    if torch.is_autocast_enabled("cpu") or key_value.shape[1] == 0:
-        return False
-    return native.problem() is None and forced_everywhere() in (None, "native")
+    return (
+        cpu_inference.is_cpu_inference(query, key_value)
+        and native.problem() is None
+        and query.dtype == key_value.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and key_value.shape[1] > 0
+    )
 
 
 def _fake(query: Tensor, key_value: Tensor) -> Tensor:

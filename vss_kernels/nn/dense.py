@@ -166,11 +166,11 @@ def fuse_projected(
     """
     # A resize leaves constants as they are, so one level can carry the bias of all.
     biases = [None] * (len(weights) - 1) + [bias]
-    projected = [_project(*level) for level in zip(levels, weights, biases, strict=True)]
+    projected = [project(*level) for level in zip(levels, weights, biases, strict=True)]
     return fuse_pyramid(projected, align_corners=align_corners)
 
 
-def _project(level: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def project(level: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Multiplies the channels of a map (N, C, h, w) by a matrix (E, C)."""
     tokens = level.permute(0, 2, 3, 1)
     if tokens.stride(3) == 1 and linear.convolves(tokens, weight, bias):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vss_kernels._runtime.backends import forced_everywhere
+from vss_kernels._runtime import cpu_inference
 
 
 class TokenLinear(nn.Linear):
@@ -55,19 +55,12 @@ def token_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 def convolves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Returns whether :func:`token_linear` runs a convolution for these tensors."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False  # a matrix product is what compilers and exported files are made for
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
-        return False
-    if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, weight, bias)
-    ):
-        return False
     return (
-        x.numel() > 0
+        cpu_inference.is_cpu_inference(x, weight, bias)
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
         and torch.get_num_threads() > 1
         and bool(torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
-        and forced_everywhere() != "eager"
     )

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vss_kernels import add_layer_norm
-from vss_kernels.nn import TokenLinear, attend_few_keys, depthwise_gelu_linear
+from vss_kernels.nn import TokenLinear, add_norm, attend_few_keys, depthwise_gelu_linear
 from vss_models.backbones.patches import reduce_patches
 from vss_models.backbones.query_groups import attend_in_groups, num_groups
 
@@ -41,7 +40,7 @@ def add_and_norm(
     The norm has the dtype of matrix products, under autocast the narrow one, unless one is given.
     """
     tokens, factor = (None, None) if branch is None else branch
-    return add_layer_norm(x, norm.weight, norm.bias, tokens, factor, eps=norm.eps, dtype=dtype)
+    return add_norm(x, norm.weight, norm.bias, tokens, factor, eps=norm.eps, dtype=dtype)
 
 
 class PatchEmbedding(nn.Module):

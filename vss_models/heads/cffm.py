@@ -97,11 +97,13 @@ class CFFMHead(SegFormerHead):
 
     def encode_frame(self, features: Sequence[Tensor]) -> FrameState:
         """Computes the state of N frames: their fused features, at 1/4 and at 1/8."""
-        fused = self.fusion(features)
-        fused_at_8 = _halve(fused)
+        fused, fused_at_8 = None, self.fusion.halved(features)
+        if fused_at_8 is None:
+            fused = self.fusion(features)
+            fused_at_8 = _halve(fused)
         # Every block normalises the references again, which needs adjacent channels.
         rows = _channels_last(fused_at_8)
-        return FrameState(fused, fused_at_8, rows.permute(0, 3, 1, 2))
+        return FrameState(features, fused, fused_at_8, rows.permute(0, 3, 1, 2))
 
     def decode(self, frame: FrameState, references: Sequence[Tensor]) -> Tensor:
         """Returns the logits (N, K, H/4, W/4) of a frame given R earlier ones, oldest first.
@@ -124,7 +126,7 @@ class CFFMHead(SegFormerHead):
         """See `SegFormerHead.decode_stacked`."""
         target = _channels_last(frame.reference)
         rows = references.permute(0, 1, 3, 4, 2).contiguous()
-        return self._decode(frame.target, target, rows, frame.fused.shape[-2:])
+        return self._decode(frame.target, target, rows, frame.size)
 
     def _decode(
         self, target: Tensor, refined: Tensor, references: Tensor, size: Sequence[int]

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vss_kernels._runtime import cpu_inference
+from vss_kernels.nn import halved_fusion
 from vss_kernels.nn.dense import fuse_projected, fused_weights
 from vss_kernels.nn.resizing import resize
 
@@ -59,12 +61,32 @@ class PyramidFusion(nn.Module):
         if self.norm.training:
             weights, bias = self.level_weights(fold_norm=False)
             return F.relu(self.norm(fuse_projected(features, weights, bias)))
-        if self.prepared is None:
-            weights, bias = self.level_weights(fold_norm=True)
-        else:
-            *weights, bias = self.prepared
+        weights, bias = self._evaluation_weights()
         # In place, as nothing else refers to the sum: at 1/4 a second map costs more than the ReLU.
         return F.relu(fuse_projected(features, weights, bias), inplace=True)
+
+    def halved(self, features: Sequence[Tensor]) -> Tensor | None:
+        """Fuses the levels into (N, E, H_1 / 2, W_1 / 2), bilinearly resized, without the map.
+
+        Returns:
+            What resizing the map of :meth:`forward` gives, but for rounding; None where there is no
+            faster way to it than that (:func:`vss_kernels.nn.halved_fusion.halves_natively`).
+        """
+        if self.mode == "concatenate" or self.norm.training:
+            return None
+        # Asked before weights are multiplied, so that exported programs do it once.
+        if not cpu_inference.is_cpu_inference(*features):
+            return None
+        weights, bias = self._evaluation_weights()
+        if not halved_fusion.halves_natively(features, weights, bias):
+            return None
+        return halved_fusion.fuse_halved(features, weights, bias)
+
+    def _evaluation_weights(self) -> tuple[list[Tensor], Tensor]:
+        if self.prepared is None:
+            return self.level_weights(fold_norm=True)
+        *weights, bias = self.prepared
+        return weights, bias
 
     def level_weights(self, fold_norm: bool) -> tuple[list[Tensor], Tensor]:
         """Multiplies the mixing matrix with the matrix of each level.

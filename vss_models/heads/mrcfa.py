@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vss_kernels import attend_selected
-from vss_kernels.nn import AggregationLayers, RelationAffinity
+from vss_kernels._runtime import cpu_inference
+from vss_kernels.nn import AggregationLayers, RelationAffinity, resize_pixel_logits, token_linear
 from vss_kernels.nn.resizing import resize
 from vss_models.heads.classifier import Classifier, classify_each
 from vss_models.heads.segformer import (
@@ -18,6 +19,7 @@ from vss_models.heads.segformer import (
     SegFormerHead,
     split_clips,
 )
+from vss_models.narrowing import narrowed
 
 
 class RelationTarget(NamedTuple):
@@ -105,10 +107,11 @@ class MRCFAHead(SegFormerHead):
             tuple(split_clips(keys, num_clips) for keys in references.keys),
             split_clips(references.values, num_clips),
         )
-        answers = self._attend(target, references)
         size = fused.shape[-2:]
         if per_frame is None:
-            return self._decode_final(answers, target, size)
+            return self._decode_final(target, references, size)
+        affinity, index = self._relate(target, references)
+        answers = attend_selected(affinity, references.values, index)
         *decoders, last = cast(Iterable[Classifier], self.decoders)
         per_reference = classify_each(decoders, answers.mT, self.dropout)
         final = last.classify(self._summary(answers, target), self.dropout)
@@ -127,11 +130,13 @@ class MRCFAHead(SegFormerHead):
 
     def encode_frame(self, features: Sequence[Tensor]) -> FrameState:
         """Computes the state of N frames from their four feature levels (N, C_i, H_i, W_i)."""
-        fused = self.fusion(features)
-        fused_at_8 = resize(fused, features[1].shape[-2:])
+        fused, fused_at_8 = None, self.fusion.halved(features)
+        if fused_at_8 is None:
+            fused = self.fusion(features)
+            fused_at_8 = resize(fused, features[1].shape[-2:])
         target = self._encode_target(features[1:], fused_at_8)
         reference = self._encode_reference(features[1:], fused_at_8)
-        return FrameState(fused, target, reference)
+        return FrameState(features, fused, target, reference)
 
     def decode(self, frame: FrameState, references: Sequence[RelationReference]) -> Tensor:
         """Returns the logits (N, K, H/4, W/4) of a frame given R earlier ones, oldest first.
@@ -151,8 +156,7 @@ class MRCFAHead(SegFormerHead):
 
     def decode_stacked(self, frame: FrameState, references: RelationReference) -> Tensor:
         """See `SegFormerHead.decode_stacked`."""
-        answers = self._attend(frame.target, references)
-        return self._decode_final(answers, frame.target, frame.fused.shape[-2:])
+        return self._decode_final(frame.target, references, frame.size)
 
     def _encode_target(self, features: Sequence[Tensor], fused_at_8: Tensor) -> RelationTarget:
         sizes = tuple((feature.shape[-2], feature.shape[-1]) for feature in features)
@@ -169,17 +173,51 @@ class MRCFAHead(SegFormerHead):
         values = self.value(fused_at_8).flatten(2).transpose(1, 2)
         return RelationReference(tuple(key.squeeze(1) for key in keys), values)
 
-    def _attend(self, target: RelationTarget, references: RelationReference) -> Tensor:
-        """Returns what each reference says of the Q target positions at 1/8, (B, R, Q, E)."""
-        affinity, index = self.relation.relate(
-            list(target.queries), list(references.keys), target.sizes
-        )
-        return attend_selected(affinity, references.values, index)
+    def _relate(
+        self, target: RelationTarget, references: RelationReference
+    ) -> tuple[Tensor, Tensor]:
+        """The affinity of kept tokens with target positions at 1/8, and where they are."""
+        return self.relation.relate(list(target.queries), list(references.keys), target.sizes)
 
-    def _decode_final(self, answers: Tensor, target: RelationTarget, size: Sequence[int]) -> Tensor:
+    def _decode_final(
+        self, target: RelationTarget, references: RelationReference, size: Sequence[int]
+    ) -> Tensor:
+        """Decodes with the last decoder into logits (B, K, *size), in evaluation."""
         last = cast(Classifier, self.decoders[-1])
+        affinity, index = self._relate(target, references)
+        if self.num_classes < references.values.shape[-1] and cpu_inference.is_cpu_inference(
+            affinity, references.values, target.fused, last.weight
+        ):
+            rows = self._classify_first(affinity, references.values, index, target.fused)
+            return resize_pixel_logits(rows.unflatten(1, target.sizes[0]), size)
+        answers = attend_selected(affinity, references.values, index)
         logits = last.classify(self._summary(answers, target), self.dropout)
         return resize(logits.unflatten(2, target.sizes[0]), size)
+
+    def _classify_first(
+        self, affinity: Tensor, values: Tensor, index: Tensor, fused: Tensor
+    ) -> Tensor:
+        """Classifies the values before they are attended to, instead of the answers.
+
+        Classifier, attention and mean are linear in the values. The product with the probabilities,
+        a CPU's largest, then has as many columns as there are classes and not channels.
+
+        Args:
+            affinity: (B, R, S, Q).
+            values: (B, R, n, E).
+            index: (B, R, S).
+            fused: The target's features, (B, E, h, w).
+
+        Returns:
+            Logits (B, Q, K).
+        """
+        last = cast(Classifier, self.decoders[-1])
+        weight = narrowed(last.weight.flatten(1))
+        classified = token_linear(values, weight / values.shape[1])
+        rows = token_linear(fused.flatten(2).mT, weight, narrowed(cast(Tensor, last.bias)))
+        for answer in attend_selected(affinity, classified, index).unbind(1):
+            rows += answer
+        return rows
 
     @staticmethod
     def _summary(answers: Tensor, target: RelationTarget) -> Tensor:

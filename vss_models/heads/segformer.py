@@ -28,14 +28,22 @@ class FrameState(NamedTuple):
     """What a head computes once for a frame.
 
     Attributes:
-        fused: (N, E, H/4, W/4), the fused features; per-frame logits come from them.
+        levels: The four feature levels (N, C_i, H_i, W_i).
+        fused: (N, E, H/4, W/4), the fused features, which per-frame logits come from; None where
+            decoding did not need them.
         target: What the head needs to decode this frame (type of the head's own).
         reference: What the head needs of this frame to decode later ones: keep only this.
     """
 
-    fused: Tensor
+    levels: Sequence[Tensor]
+    fused: Tensor | None
     target: Any
     reference: Any
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the logits."""
+        return self.levels[0].shape[-2], self.levels[0].shape[-1]
 
 
 class SegFormerHead(nn.Module):
@@ -71,6 +79,10 @@ class SegFormerHead(nn.Module):
         logits: Tensor = self.classifier(fused, self.dropout)
         return logits
 
+    def classify_frame(self, frame: FrameState) -> Tensor:
+        """Returns the per-frame logits (N, K, H/4, W/4) of frames that were encoded."""
+        return self.classify(self.fusion(frame.levels) if frame.fused is None else frame.fused)
+
     def forward(self, features: Sequence[Tensor], num_clips: int) -> Tensor | ClipLogits:
         """Segments clips from the features of all their frames.
 
@@ -96,13 +108,13 @@ class SegFormerHead(nn.Module):
 
     def encode_frame(self, features: Sequence[Tensor]) -> FrameState:
         """Computes the state of N frames from their four feature levels (N, C_i, H_i, W_i)."""
-        return FrameState(self.fusion(features), None, None)
+        return FrameState(features, self.fusion(features), None, None)
 
     def decode(self, frame: FrameState, references: Sequence[Any]) -> Tensor:
         """Returns the logits (N, K, H/4, W/4) of a frame; this head needs no references."""
         if references:
             raise ValueError(f"a per-frame head takes no references, got {len(references)}")
-        return self.classify(frame.fused)
+        return self.classify_frame(frame)
 
     def decode_stacked(self, frame: FrameState, references: Any) -> Tensor:
         """Does what `decode` does, given references that lie side by side.

@@ -92,7 +92,7 @@ class StreamingStep(nn.Module):
             for first in range(0, len(references), count)
         ]
         logits = self.model.decode(state, earlier)
-        alone = self.model.head.classify(state.fused)
+        alone = self.model.head.classify_frame(state)
         return logits, alone, *state_tensors(state.reference).values()
 
 

@@ -241,7 +241,7 @@ class FrameProgram:
         state = self._encode(video, frames)
         video.ring = FrameRing(state.reference, self._num_places)
         video.ring.write(video.ring.buffers, places[:1], state.reference)
-        return _answer(self._prepared.model.head.classify(state.fused), size)
+        return _answer(self._prepared.model.head.classify_frame(state), size)
 
     def _run_alone(
         self, video: _Video, size: LabelSize | None, frames: Tensor, places: Tensor
@@ -249,7 +249,7 @@ class FrameProgram:
         state = self._encode(video, frames)
         if video.ring is not None:
             video.ring.write(video.ring.buffers, places[:1], state.reference)
-        return _answer(self._prepared.model.head.classify(state.fused), size)
+        return _answer(self._prepared.model.head.classify_frame(state), size)
 
     def _run_related(
         self, video: _Video, size: LabelSize | None, frames: Tensor, places: Tensor

@@ -1,0 +1,28 @@
+"""Whether a CPU may take ways of its own, faster ones, that have no gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vss_kernels._runtime.backends import forced_everywhere
+
+
+def is_cpu_inference(*tensors: Tensor | None) -> bool:
+    """Whether tensors are on a CPU and nobody wants their gradients.
+
+    False under compilers and in exported files, which are made for PyTorch's own operators, and
+    where ``vss_kernels.backend("eager")`` is forced.
+
+    Args:
+        *tensors: The tensors of a computation; None counts for nothing.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or forced_everywhere() == "eager":
+        return False
+    given = [tensor for tensor in tensors if tensor is not None]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        return False
+    return all(tensor.device.type == "cpu" for tensor in given)
+
+
+__all__ = ["is_cpu_inference"]
