@@ -89,7 +89,16 @@ static_assert(Block::kWarp == Team::kWarp);
 // because each barrier waits for all.
 inline GpuLimits gpu_limits() { return {48 << 10, 96 << 10, 1, 2 * Team::kWarp}; }
 
-inline void check_scratch(const char*, int64_t) {}
+// Refuses what cuda.h refuses, if a test asks for it; sanitizers want larger sizes than this too.
+inline void check_scratch([[maybe_unused]] const char* op,
+                          [[maybe_unused]] int64_t scratch_floats) {
+#if defined(VSS_LIMIT_SCRATCH)
+  const int64_t bytes = shared_bytes<Block>(scratch_floats),
+                limit = gpu_limits().block_shared_bytes;
+  TORCH_CHECK(bytes <= limit, op, ": a block needs ", bytes,
+              " bytes of shared memory, the GPU has ", limit, "; use the eager backend");
+#endif
+}
 
 // Runs blocks at the same time, as on a GPU. There are fewer of them, with fewer threads: the
 // kernels take whatever there is.
@@ -100,6 +109,7 @@ void run_blocks(const Launch& launch, const F& f) {
   constexpr uint32_t kMark = 0x7fc0dead;
   constexpr int64_t kMarks = 64;
   if (launch.blocks == 0) return;
+  check_scratch(launch.op, launch.scratch_floats);
   const int64_t workers = std::min(worker_count(launch, gpu_limits()), kMostWorkers);
   const int64_t wanted = std::clamp<int64_t>(
       launch.threads, 1, std::min<int64_t>(kThreads, gpu_limits().block_threads));

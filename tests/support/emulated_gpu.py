@@ -24,12 +24,13 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def load_emulated(operator: str, folder: Path) -> Any:
+def load_emulated(operator: str, folder: Path, *definitions: str) -> Any:
     """Compiles an operator for the emulated GPU, as another one than the installed operator.
 
     Args:
         operator: Its folder in ``csrc``; it is registered under this name, and its backward pass.
         folder: Takes the compiled library.
+        definitions: Macros to define.
 
     Returns:
         The namespace of ``torch.ops`` with the operator and its backward pass, for CPU tensors.
@@ -39,7 +40,7 @@ def load_emulated(operator: str, folder: Path) -> Any:
     namespace = f"emulated_{operator}"
     names = (operator, f"{operator}_backward")
     schemas = [str(getattr(torch.ops.vss_kernels, name).default._schema) for name in names]
-    definitions = "".join(
+    schema_lines = "".join(
         f'  m.def(R"({schema.removeprefix("vss_kernels::")})");\n' for schema in schemas
     )
     source, library = folder / f"{namespace}.cpp", folder / f"{namespace}.so"
@@ -47,14 +48,15 @@ def load_emulated(operator: str, folder: Path) -> Any:
         "#define VSS_RACE_CHECK\n"
         f'#include "{operator}/host.cpp"\n'
         '#include "machine/end.h"\n'
-        f"TORCH_LIBRARY({namespace}, m) {{\n{definitions}}}\n"
+        f"TORCH_LIBRARY({namespace}, m) {{\n{schema_lines}}}\n"
         f"TORCH_LIBRARY_IMPL({namespace}, CPU, m) {{\n"
         f"  vss::race_check::{operator}::implement(m);\n"
         "}\n"
     )
     includes = [f"-I{path}" for path in (ROOT / "csrc", *include_paths())]
     libraries = [*(f"-L{path}" for path in library_paths()), "-lc10", "-ltorch_cpu"]
-    command = [COMPILER, *FLAGS, *includes, str(source), "-o", str(library), *libraries]
+    macros = [f"-D{definition}" for definition in definitions]
+    command = [COMPILER, *FLAGS, *macros, *includes, str(source), "-o", str(library), *libraries]
     subprocess.run(command, check=True)
     torch.ops.load_library(library)
     return getattr(torch.ops, namespace)
