@@ -1,6 +1,7 @@
 """What a backward pass could not do on a GPU is refused in the forward pass, by the same message.
 
-On the emulated GPU, whose blocks have 48 KiB of shared memory.
+On the emulated GPU, whose blocks have 48 KiB of shared memory. Its hundreds of threads keep every
+core busy for a minute, which tests beside it do not stand: run with -m slow.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import torch
 from tests.support.emulated_gpu import load_emulated
 from vss_kernels._runtime import native
 
-pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(native.problem() is not None, reason=str(native.problem())),
+]
 
 MESSAGE = r"_backward: a block needs \d+ bytes of shared memory, the GPU has 49152; use the eager"
 
