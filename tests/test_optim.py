@@ -210,9 +210,51 @@ def test_a_gpus_state_is_continued_on_a_cpu() -> None:
     optimizer.step()
     state = copy.deepcopy(optimizer.state_dict())
     for group in state["param_groups"]:
-        group["fused"] = group["capturable"] = True
+        group["capturable"] = True
     other, _ = build_optimizer(model, OptimizerSettings(), 20)
     other.load_state_dict(state)
-    assert not any(group["capturable"] or group["fused"] for group in other.param_groups)
+    assert not any(group["capturable"] for group in other.param_groups)
     other.step()
     assert next(iter(other.state.values()))["step"] == 2
+
+
+def test_a_state_that_was_updated_parameter_by_parameter_is_continued() -> None:
+    """Earlier versions updated so on a CPU, and their checkpoints say so."""
+    model, gradients = tiny_problem()
+    optimizer, _ = build_optimizer(model, OptimizerSettings(), 20)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        group["fused"] = None
+    other, _ = build_optimizer(model, OptimizerSettings(), 20)
+    other.load_state_dict(state)
+    assert all(group["fused"] for group in other.param_groups)
+    other.step()
+    assert next(iter(other.state.values()))["step"] == 2
+
+
+def test_the_fused_update_is_that_of_the_definition_in_float64() -> None:
+    model, gradients = tiny_problem()
+    exact = copy.deepcopy(model).double()
+    optimizer, scheduler = build_optimizer(model, OptimizerSettings(warmup_steps=0), 20)
+    groups = [
+        {**group, "params": [], "fused": None, "foreach": False} for group in optimizer.param_groups
+    ]
+    twin = dict(zip(model.parameters(), exact.parameters(), strict=True))
+    for group, other in zip(optimizer.param_groups, groups, strict=True):
+        other["params"] = [twin[parameter] for parameter in group["params"]]
+    reference = torch.optim.AdamW(groups)
+    for step in range(5):
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient * (step + 1)
+            twin[parameter].grad = parameter.grad.double()
+        for group, other in zip(optimizer.param_groups, reference.param_groups, strict=True):
+            other["lr"] = group["lr"]
+        optimizer.step()
+        reference.step()
+        scheduler.step()
+    assert all(group["fused"] for group in optimizer.param_groups)
+    for parameter, expected in twin.items():
+        torch.testing.assert_close(parameter.double(), expected, rtol=1e-6, atol=1e-7)

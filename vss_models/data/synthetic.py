@@ -6,6 +6,8 @@ import csv
 import os
 import re
 import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -98,14 +100,12 @@ def make_synthetic_dataset(
         disturbances = ["video,frame,disturbance"]
         for split, (name, count) in enumerate((("train", num_train), ("val", num_val))):
             videos = [f"{name}_{number:04d}" for number in range(count)]
-            for number, video in enumerate(videos):
-                folder = partial / "data" / video
-                with naming_file(root / "data" / video):
-                    happened = _write_video(folder, frames, size, (seed, split, number))
-                disturbances += [
-                    f"{video},{_stem(frame)},{disturbance}"
-                    for frame, disturbance in enumerate(happened)
-                ]
+            happened = _write_videos(root, partial, videos, frames, size, (seed, split))
+            disturbances += [
+                f"{video},{_stem(frame)},{disturbance}"
+                for video, kinds in zip(videos, happened, strict=True)
+                for frame, disturbance in enumerate(kinds)
+            ]
             (partial / f"{name}.txt").write_text("".join(f"{video}\n" for video in videos))
         (partial / DISTURBANCES_FILE).write_text("\n".join(disturbances) + "\n")
         _write_classes(partial / "classes.txt")
@@ -166,6 +166,33 @@ def read_disturbances(root: Path | str) -> dict[tuple[str, str], str]:
 
 def _stem(frame: int) -> str:
     return f"{frame:08d}"
+
+
+def _write_videos(
+    root: Path,
+    partial: Path,
+    videos: Sequence[str],
+    frames: int,
+    size: tuple[int, int],
+    seed: tuple[int, ...],
+) -> list[list[str]]:
+    """Writes videos, as many at once as there are cores; returns the disturbances of each.
+
+    NumPy and Pillow leave Python's lock to others while they paint and compress.
+    """
+
+    def write(number: int) -> list[str]:
+        with naming_file(root / "data" / videos[number]):
+            folder = partial / "data" / videos[number]
+            return _write_video(folder, frames, size, (*seed, number))
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        writing = [pool.submit(write, number) for number in range(len(videos))]
+        try:
+            return [video.result() for video in writing]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _write_video(

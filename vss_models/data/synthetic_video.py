@@ -141,7 +141,8 @@ class SyntheticVideo:
         colour *= self._light(number)[..., None]
 
         step = _OVERSAMPLING
-        colour = colour.reshape(self.size[0], step, self.size[1], step, 3).mean(axis=(1, 3))
+        parts = [colour[row::step, column::step] for row in range(step) for column in range(step)]
+        colour = sum(parts[1:], start=parts[0]) / np.float32(step * step)
         image = film(colour * self.tint.astype(np.float32), draw_disturbance(rng), rng)
         return image, np.ascontiguousarray(labels[1::step, 1::step])
 
@@ -170,8 +171,8 @@ class SyntheticVideo:
         left = round(float(shift + self.pan_reach))
         seen = layer[:, left : left + self.width]
         solid = seen[..., 3] > 0
-        colour[solid] = seen[..., :3][solid]
-        labels[solid] = label
+        np.copyto(colour, seen[..., :3], where=solid[..., None])
+        np.copyto(labels, np.uint8(label), where=solid)
 
     def _paint_ground(
         self, colour: np.ndarray, labels: np.ndarray, pan: float, number: int
@@ -181,8 +182,8 @@ class SyntheticVideo:
         away = 1 / (depth + 0.18)
         across = np.arange(self.width, dtype=np.float32)[None] - self.width / 2
         # Camera pan moves near rows more than far ones, as it does the movers.
-        u = ((across + pan * (0.35 + 0.9 * depth)) * away * 0.5).astype(np.int64)
-        v = (away * 60 + np.zeros_like(across)).astype(np.int64)
+        u = ((across + pan * (0.35 + 0.9 * depth)) * away * 0.5).astype(np.int32)
+        v = (away * 60 + np.zeros_like(across)).astype(np.int32)
         coarse, middle, fine = self.tiles
         area = coarse[(v // 2) % scene.TILE, (u // 2) % scene.TILE]
         grain = fine[v % scene.TILE, u % scene.TILE]
