@@ -142,8 +142,9 @@ def warmup_poly(settings: OptimizerSettings, max_steps: int) -> Callable[[int], 
 class AdamW(torch.optim.AdamW):
     """AdamW whose update can be replayed as one CUDA graph.
 
-    Its state and its checkpoints are those of `torch.optim.AdamW`. On a CUDA device and on a CPU the
-    update is fused: one call for all parameters, not a dozen for each. Learning rates stay plain numbers, which a schedule may change between updates.
+    Its state and its checkpoints are those of `torch.optim.AdamW`. On a CUDA device and on a CPU
+    the update is fused: one call for all parameters, not a dozen for each. Learning rates stay
+    plain numbers, which a schedule may change between updates.
 
     Args:
         groups: Parameter groups.
