@@ -77,12 +77,37 @@ def test_inference_on_a_cpu_convolves(two_threads):
         assert _convolves(lambda: layer(x))
 
 
+needs_bfloat16 = pytest.mark.skipif(
+    not (HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason="oneDNN does not multiply in bfloat16 on this CPU",
+)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("is_autocast", [False, True])
+@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 32), (1, 3, 4, 1), (0, 8)])
+def test_inference_in_bfloat16_convolves_and_is_as_accurate(shape, is_autocast, two_threads):
+    layer, x = TokenLinear(shape[-1], 40), torch.randn(shape)
+    if not is_autocast:
+        layer, x = layer.bfloat16(), x.bfloat16()
+    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+        out = layer(x)
+        plain = F.linear(x, layer.weight, layer.bias)
+        assert _convolves(lambda: layer(x)) == (x.numel() > 0)
+    assert out.dtype == plain.dtype == torch.bfloat16
+    assert out.shape == exact.shape
+    assert out.is_contiguous()
+    if out.numel():
+        assert error(out, exact) <= 2 * error(plain, exact) + SLACK[torch.bfloat16]
+
+
 def test_all_else_is_linear(two_threads):
     layer, x = TokenLinear(16, 8), torch.randn(2, 5, 16)
     assert not _convolves(lambda: layer(x))  # gradients are wanted
     with torch.no_grad():
         assert not _convolves(lambda: TokenLinear(16, 8).double()(x.double()))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.float16):
             assert not _convolves(lambda: layer(x))
         with vss_kernels.backend("eager"):
             assert not _convolves(lambda: layer(x))

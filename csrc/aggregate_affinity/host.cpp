@@ -181,9 +181,8 @@ struct BackwardCall : Call {
   // The gradients of coarse, middle, fine and parameters, once the kernel has run. Summing each
   // map's part in a second pass keeps the result independent of which thread ran which map.
   std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradients(
-      at::ScalarType maps, at::ScalarType packed) const {
-    return {map_gradients[0].to(maps), map_gradients[1].to(maps), map_gradients[2].to(maps),
-            parts.sum(0).to(packed)};
+      at::ScalarType packed) const {
+    return {map_gradients[0], map_gradients[1], map_gradients[2], parts.sum(0).to(packed)};
   }
 };
 
@@ -216,8 +215,10 @@ BackwardCall backward_call(const at::Tensor& grad, const at::Tensor& coarse,
   return call;
 }
 
-// On a CPU the kernel reads and writes float32.
-at::Tensor kernel_input(const at::Tensor& tensor) { return kGpu ? tensor : tensor.to(at::kFloat); }
+// On a CPU the kernel reads its parameters, which every map needs again, as float32.
+at::Tensor kernel_parameters(const at::Tensor& packed) {
+  return kGpu ? packed : packed.to(at::kFloat);
+}
 
 #if VSS_GPU_CODE
 
@@ -296,11 +297,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> aggregate(const at::Tensor& coars
   const c10::DeviceGuard guard(coarse.device());
   const at::Tensor packed = concatenate(parameters);
   check_maps(coarse, middle, fine, packed);
-  const ForwardCall call = forward_call(kernel_input(coarse), kernel_input(middle),
-                                        kernel_input(fine), kernel_input(packed), layers);
+  const ForwardCall call =
+      forward_call(coarse, middle, fine, kernel_parameters(packed), layers);
   check_lengths(parameters, call.program);
   run<false>("aggregate_affinity", call);
-  return {call.result.to(fine.scalar_type()), call.statistics, packed};
+  return {call.result, call.statistics, packed};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> aggregate_backward(
@@ -311,10 +312,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> aggregate_backward(
   check_maps(coarse, middle, fine, parameters);
   check_gradient(grad, fine);
   const BackwardCall call =
-      backward_call(kernel_input(grad), kernel_input(coarse), kernel_input(middle),
-                    kernel_input(fine), kernel_input(parameters), statistics, layers, needs);
+      backward_call(grad, coarse, middle, fine, kernel_parameters(parameters), statistics, layers,
+                    needs);
   run<true>("aggregate_affinity_backward", call);
-  return call.gradients(fine.scalar_type(), parameters.scalar_type());
+  return call.gradients(parameters.scalar_type());
 }
 
 }  // namespace

@@ -34,16 +34,24 @@ VSS_DEVICE void clear_halos(const Block& block, const Grid& g, int channels, flo
   }
 }
 
-// Calls f(data) with the elements as their own type. On the CPU they are float32: host.cpp converts
-// them.
+// Calls f(data) with the elements as their own type.
 template <typename F>
 VSS_DEVICE void with_type(Kind kind, void* data, const F& f) {
-#if VSS_GPU_CODE
   if (kind == Kind::float16) return f(static_cast<c10::Half*>(data));
   if (kind == Kind::bfloat16) return f(static_cast<c10::BFloat16*>(data));
-#endif
   f(static_cast<float*>(data));
 }
+
+#if !VSS_GPU_CODE
+// Copies a row of a map to or from float32, a register at a time.
+template <typename From, typename To>
+void copy_row(const From* from, int count, To* to) {
+  int x = 0;
+  for (; x + kLanes <= count; x += kLanes)
+    store(to + x, load(from + x));
+  if (x < count) store(to + x, load(from + x, count - x), count - x);
+}
+#endif
 
 // Runs f(plane offset, map element, columns) for every row of every tile.
 template <typename F>
@@ -62,7 +70,7 @@ VSS_DEVICE void load_map(const Block& block, const Grid& g, const Maps& maps, in
     const auto* source = data + map * maps.map_stride;
 #if !VSS_GPU_CODE
     for (int y = 0; y < g.height; ++y)
-      std::copy_n(source + y * maps.row_stride, g.width, plane + g.origin + y * g.pitch);
+      copy_row(source + y * maps.row_stride, g.width, plane + g.origin + y * g.pitch);
 #else
     for_tile_rows(block, g, [&](int y, int x, int count) {
       const auto* from = source + y * maps.row_stride + x;
@@ -80,7 +88,7 @@ VSS_DEVICE void store_map(const Block& block, const Grid& g, const Maps& maps, i
     auto* target = data + map * maps.map_stride;
 #if !VSS_GPU_CODE
     for (int y = 0; y < g.height; ++y)
-      std::copy_n(plane + g.origin + y * g.pitch, g.width, target + y * maps.row_stride);
+      copy_row(plane + g.origin + y * g.pitch, g.width, target + y * maps.row_stride);
 #else
     for_tile_rows(block, g, [&](int y, int x, int count) {
       const float* from = plane + g.origin + y * g.pitch + x;

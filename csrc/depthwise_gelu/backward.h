@@ -145,11 +145,12 @@ struct ConvolveTileBackward {
           const int y = tile.row + strip * kCorrelatedRows;
           const int64_t row = static_cast<int64_t>(g.columns) * g.channels;
           const float* from = inner + strip * kCorrelatedRows * halo_row + channel;
-          Floats window[kCorrelatedRows + 2][kSide];
+          Floats window[kCorrelatedRows + 2][kSide] = {};
           const auto load_column = [&](int column, int place) VSS_LAMBDA {
             VSS_UNROLL
-            for (int r = 0; r < kCorrelatedRows + 2; ++r)
-              window[r][place] = load(from + r * halo_row + column * pitch);
+            for (int r = 0; r < kCorrelatedRows + 2; ++r)  // every strip has one row at least
+              if (r < kSide || r < rows + 2)
+                window[r][place] = load(from + r * halo_row + column * pitch);
           };
           load_column(0, 1);
           load_column(1, 2);

@@ -10,14 +10,15 @@ from vss_kernels._runtime import cpu_inference
 
 
 class TokenLinear(nn.Linear):
-    """``nn.Linear`` that runs inference in float32 on a CPU as a 1x1 convolution.
+    """``nn.Linear`` that runs inference on a CPU as a 1x1 convolution, in float32 and bfloat16.
 
     PyTorch multiplies float32 matrices by a BLAS, which on CPUs of some makers leaves half of the
     vector units idle, and convolutions by oneDNN, which does not: a convolution over the same
-    numbers then takes less than half the time. Parameters, their names and what is computed are
-    those of ``nn.Linear``; so is the way on a GPU, in other precisions, under a compiler, with a
-    single thread (which PyTorch runs such convolutions on by the BLAS, too), in training and where
-    ``vss_kernels.backend("eager")`` is forced.
+    numbers then takes less than half the time. In bfloat16 both are oneDNN's, but a linear layer
+    first writes its bias to every row of the result and adds the product to it. Parameters, their
+    names and what is computed are those of ``nn.Linear``; so is the way on a GPU, in other
+    precisions, under a compiler, with a single thread (which PyTorch runs such convolutions on by
+    the BLAS, too), in training and where ``vss_kernels.backend("eager")`` is forced.
 
     Example:
         >>> layer = vss_kernels.nn.TokenLinear(8, 16)
@@ -55,12 +56,20 @@ def token_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 def convolves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Returns whether :func:`token_linear` runs a convolution for these tensors."""
-    return (
+    if not (
         cpu_inference.is_cpu_inference(x, weight, bias)
-        and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
         and torch.get_num_threads() > 1
         and bool(torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
         and torch.backends.mkldnn.is_available()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    ):
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")  # what autocast makes of both, for either way
+    elif x.dtype == weight.dtype:
+        dtype = x.dtype
+    else:
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
