@@ -297,8 +297,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> aggregate(const at::Tensor& coars
   const c10::DeviceGuard guard(coarse.device());
   const at::Tensor packed = concatenate(parameters);
   check_maps(coarse, middle, fine, packed);
-  const ForwardCall call =
-      forward_call(coarse, middle, fine, kernel_parameters(packed), layers);
+  const ForwardCall call = forward_call(coarse, middle, fine, kernel_parameters(packed), layers);
   check_lengths(parameters, call.program);
   run<false>("aggregate_affinity", call);
   return {call.result, call.statistics, packed};
@@ -311,9 +310,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> aggregate_backward(
   const c10::DeviceGuard guard(coarse.device());
   check_maps(coarse, middle, fine, parameters);
   check_gradient(grad, fine);
-  const BackwardCall call =
-      backward_call(grad, coarse, middle, fine, kernel_parameters(parameters), statistics, layers,
-                    needs);
+  const BackwardCall call = backward_call(grad, coarse, middle, fine, kernel_parameters(parameters),
+                                          statistics, layers, needs);
   run<true>("aggregate_affinity_backward", call);
   return call.gradients(parameters.scalar_type());
 }
