@@ -47,8 +47,7 @@ VSS_DEVICE void with_type(Kind kind, void* data, const F& f) {
 template <typename From, typename To>
 void copy_row(const From* from, int count, To* to) {
   int x = 0;
-  for (; x + kLanes <= count; x += kLanes)
-    store(to + x, load(from + x));
+  for (; x + kLanes <= count; x += kLanes) store(to + x, load(from + x));
   if (x < count) store(to + x, load(from + x, count - x), count - x);
 }
 #endif
