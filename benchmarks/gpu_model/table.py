@@ -37,17 +37,19 @@ class Evaluation:
     limit: str
 
 
+def total_microseconds(evaluations: Sequence[Evaluation]) -> float | None:
+    """Returns the time of all launches together; None where one is not known."""
+    known = [one.microseconds for one in evaluations if one.microseconds is not None]
+    return sum(known) if len(known) == len(evaluations) else None
+
+
 def is_met(target: Target, evaluations: Sequence[Evaluation]) -> bool:
     """Returns whether a target is met; spills miss it, and so does a time that is not known."""
-    times = [evaluation.microseconds for evaluation in evaluations]
-    known = [time for time in times if time is not None]
+    time = total_microseconds(evaluations)
     return (
         not any(evaluation.spilled_bytes for evaluation in evaluations)
         and (target.instructions is None or evaluations[0].instructions <= target.instructions)
-        and (
-            target.microseconds is None
-            or (len(known) == len(times) and sum(known) <= target.microseconds)
-        )
+        and (target.microseconds is None or (time is not None and time <= target.microseconds))
     )
 
 
@@ -57,8 +59,6 @@ def row(target: Target, evaluations: Sequence[Evaluation]) -> list[str]:
     def number(value: float | None, digits: int) -> str:
         return UNKNOWN if value is None else f"{value:.{digits}f}"
 
-    times = [evaluation.microseconds for evaluation in evaluations]
-    known = [time for time in times if time is not None]
     return [
         target.name,
         target.unit,
@@ -66,7 +66,7 @@ def row(target: Target, evaluations: Sequence[Evaluation]) -> list[str]:
         str(sum(evaluation.spilled_bytes for evaluation in evaluations)),
         number(evaluations[0].instructions, 1),
         number(target.instructions, 0),
-        number(sum(known) if len(known) == len(times) else None, 0),
+        number(total_microseconds(evaluations), 0),
         number(target.microseconds, 0),
         evaluations[0].limit,
         "yes" if is_met(target, evaluations) else "no",

@@ -19,10 +19,13 @@ def is_cpu_inference(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or forced_everywhere() == "eager":
         return False
-    given = [tensor for tensor in tensors if tensor is not None]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        return False
-    return all(tensor.device.type == "cpu" for tensor in given)
+    wants_gradients = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is not None and not (
+            tensor.is_cpu and not (wants_gradients and tensor.requires_grad)
+        ):
+            return False
+    return True
 
 
 __all__ = ["is_cpu_inference"]

@@ -44,6 +44,11 @@ def _side_by_side(tables: Sequence[Tensor], around: Tensor) -> Tensor:
     return torch.cat([tables[0].T, *tables[1:], around[0].flatten(1)], dim=1)
 
 
+def _select(entries: Tensor, index: Tensor) -> Tensor:
+    """``entries[:, index]``, at a fraction of what indexing by a matrix costs the host."""
+    return entries.index_select(1, index.flatten()).view(-1, *index.shape)
+
+
 class _LookUp(torch.autograd.Function):
     """One step for autograd: on small maps a step costs a GPU's host more than it does the GPU."""
 
@@ -54,13 +59,13 @@ class _LookUp(torch.autograd.Function):
         ctx.save_for_backward(inverse)
         ctx.own = own
         ctx.lengths = [tables[0].shape[0], *(table.shape[1] for table in tables[1:])]
-        return _side_by_side(tables, around)[:, index]
+        return _select(_side_by_side(tables, around), index)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (inverse,) = ctx.saved_tensors
         places = F.pad(grad.flatten(1), (0, 1))  # what fills up the inverse adds zero
-        window, *pooled = places[:, inverse].sum(-1).split(ctx.lengths, dim=1)
+        window, *pooled = _select(places, inverse).sum(-1).split(ctx.lengths, dim=1)
         return None, None, None, grad[None, :, :, ctx.own], window.T, *pooled
 
 
@@ -83,7 +88,7 @@ def look_up(
         return _LookUp.apply(  # type: ignore[no-untyped-call]
             index, inverse, own, around, *tables
         )
-    return _side_by_side(tables, around)[:, index]
+    return _select(_side_by_side(tables, around), index)
 
 
 __all__ = ["invert_index", "look_up"]

@@ -13,7 +13,7 @@ from vss_kernels._runtime.autocast import cast_inputs
 from vss_kernels.nn.dense import fuse_projected, project
 from vss_kernels.nn.resizing import resize
 
-__all__ = ["fuse_halved", "halves_natively"]
+__all__ = ["fuse_halved", "fuse_halved_natively", "halves_natively"]
 
 _MOST_LEVELS = 8
 """As ``kMaxOthers`` and the first in ``csrc/halved_pyramid/kernel.h``."""
@@ -41,10 +41,29 @@ def fuse_halved(levels: Sequence[Tensor], weights: Sequence[Tensor], bias: Tenso
         >>> vss_kernels.nn.fuse_halved(levels, weights, torch.zeros(16)).shape
         torch.Size([1, 16, 4, 4])
     """
+    halved = fuse_halved_natively(levels, weights, bias)
+    if halved is not None:
+        return halved
+    fused = F.relu(fuse_projected(levels, weights, bias))
+    height, width = fused.shape[-2:]
+    return resize(fused, (height // 2, width // 2))
+
+
+def fuse_halved_natively(
+    levels: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor
+) -> Tensor | None:
+    """:func:`fuse_halved` by its native kernel alone.
+
+    Args:
+        levels: As there.
+        weights: As there.
+        bias: As there.
+
+    Returns:
+        Its result, or None where :func:`halves_natively` says that the kernel is not run.
+    """
     if not halves_natively(levels, weights, bias):
-        fused = F.relu(fuse_projected(levels, weights, bias))
-        height, width = fused.shape[-2:]
-        return resize(fused, (height // 2, width // 2))
+        return None
     first, weight, bias = cast_inputs(levels[0], weights[0], bias)
     others = [
         project(level, matrix, None).permute(0, 2, 3, 1)

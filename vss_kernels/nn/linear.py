@@ -57,7 +57,8 @@ def token_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 def convolves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Returns whether :func:`token_linear` runs a convolution for these tensors."""
     if not (
-        cpu_inference.is_cpu_inference(x, weight, bias)
+        x.is_cpu  # what costs least and says most comes first
+        and cpu_inference.is_cpu_inference(x, weight, bias)
         and x.numel() > 0
         and torch.get_num_threads() > 1
         and bool(torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]

@@ -78,9 +78,7 @@ class PyramidFusion(nn.Module):
         if not cpu_inference.is_cpu_inference(*features):
             return None
         weights, bias = self._evaluation_weights()
-        if not halved_fusion.halves_natively(features, weights, bias):
-            return None
-        return halved_fusion.fuse_halved(features, weights, bias)
+        return halved_fusion.fuse_halved_natively(features, weights, bias)
 
     def _evaluation_weights(self) -> tuple[list[Tensor], Tensor]:
         if self.prepared is None:
