@@ -101,7 +101,12 @@ def _run(command: Sequence[str], output: Path, threads: int) -> None:
     """Runs a command that logs into its output folder."""
     output.mkdir(parents=True, exist_ok=True)
     print(f"{output.name}: training, see {output / LOG}", flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, threads))}
+    # Threads that wait leave the cores to the other trainings, and to whatever else runs here.
+    environment = {
+        "OMP_WAIT_POLICY": "passive",
+        **os.environ,
+        "OMP_NUM_THREADS": str(max(1, threads)),
+    }
     with (output / LOG).open("w", encoding="utf-8") as log:
         status = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
     if status != 0:
