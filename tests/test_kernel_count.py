@@ -34,7 +34,8 @@ def step_kernels(name: str) -> KernelCounter:
     return counter
 
 
-@pytest.mark.parametrize(("name", "most"), [("mrcfa_b1", 656), ("cffm_b1", 710)])
+# 656 alone; 657 once in a whole run, after other tests in the same process. The limit is 700.
+@pytest.mark.parametrize(("name", "most"), [("mrcfa_b1", 660), ("cffm_b1", 710)])
 def test_a_training_step_launches_few_kernels(name: str, most: int) -> None:
     counter = step_kernels(name)
     assert counter.kernels["vss_kernels.add_layer_norm.default"] > 0  # the GPU's operators ran
