@@ -21,6 +21,8 @@ SIZES = {
     "odd": (2, 57, 19, 3, 5),
     "published": (1, 130, 405, 2, 32),
     "wide heads": (2, 15, 33, 1, 80),
+    "matrix units": (2, 129, 33, 3, 64),
+    "one key": (1, 65, 1, 1, 32),
     "no queries": (1, 0, 4, 2, 8),
     "no images": (0, 5, 4, 2, 8),
 }
@@ -45,20 +47,23 @@ def definition(query, key_value):
 @needs_native
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("magnitude", [1, 12])
-def test_is_as_accurate_as_pytorch(size, magnitude):
-    query, key_value = inputs_of(SIZES[size])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_is_as_accurate_as_pytorch(size, magnitude, dtype):
+    query, key_value = (tensor.to(dtype) for tensor in inputs_of(SIZES[size]))
     query = query * magnitude
     assert module._is_native(query, key_value)
     attended = attend_few_keys(query, key_value)
     exact = definition(query.double(), key_value.double())
     assert attended.is_contiguous()
-    allowed = 2 * error(plain(query, key_value), exact) + SLACK[torch.float32]
+    assert attended.dtype == dtype
+    allowed = 2 * error(plain(query, key_value), exact) + SLACK[dtype]
     assert error(attended, exact) <= allowed
 
 
 @needs_native
-def test_is_the_same_for_any_number_of_threads_and_layout():
-    query, key_value = inputs_of((2, 300, 40, 2, 16))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_is_the_same_for_any_number_of_threads_and_layout(dtype):
+    query, key_value = (tensor.to(dtype) for tensor in inputs_of((2, 300, 40, 2, 32)))
     before = torch.get_num_threads()
     results = []
     for threads in (1, 2, 3):
@@ -74,12 +79,23 @@ def test_is_the_same_for_any_number_of_threads_and_layout():
 
 
 @needs_native
-def test_nan_is_passed_on():
-    query, key_value = inputs_of((1, 20, 9, 2, 8))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nan_is_passed_on(dtype):
+    query, key_value = (tensor.to(dtype) for tensor in inputs_of((1, 20, 9, 2, 32)))
     query[0, 11, 1, 3] = torch.nan
     attended = attend_few_keys(query, key_value)
     assert attended[0, 11, 1].isnan().all()
-    assert attended.isnan().sum() == 8
+    assert attended.isnan().sum() == 32
+
+
+@needs_native
+def test_autocast_narrows_what_comes():
+    query, key_value = inputs_of((1, 9, 6, 2, 32))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(
+            attend_few_keys(query, key_value.bfloat16()),
+            attend_few_keys(query.bfloat16(), key_value.bfloat16()),
+        )
 
 
 def test_all_else_is_pytorchs(monkeypatch):
@@ -89,8 +105,6 @@ def test_all_else_is_pytorchs(monkeypatch):
     assert not module._is_native(query.double(), key_value.double())
     assert not module._is_native(query.to("meta"), key_value.to("meta"))
     assert not module._is_native(query, key_value[:, :0])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not module._is_native(query, key_value)
     with vss_kernels.backend("eager"):
         assert not module._is_native(query, key_value)
         assert torch.equal(attend_few_keys(query, key_value), plain(query, key_value))
@@ -115,7 +129,7 @@ def test_a_compiler_sees_pytorchs_attention():
 def test_a_direct_call_refuses_what_does_not_fit():
     query, key_value = inputs_of((1, 9, 6, 2, 8))
     attend = torch.ops.vss_kernels.reduced_attention_cpu
-    with pytest.raises(TypeError, match="query must be float32, got Double"):
+    with pytest.raises(TypeError, match="query must be float32, float16 or bfloat16, got Double"):
         attend(query.double(), key_value.double())
     with pytest.raises(TypeError, match="key_value is Half but query is Float"):
         attend(query, key_value.half())

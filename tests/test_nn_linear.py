@@ -84,9 +84,13 @@ needs_bfloat16 = pytest.mark.skipif(
 
 
 @needs_bfloat16
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("is_autocast", [False, True])
 @pytest.mark.parametrize("shape", [(7, 24), (2, 5, 32), (1, 3, 4, 1), (0, 8)])
-def test_inference_in_bfloat16_convolves_and_is_as_accurate(shape, is_autocast, two_threads):
+def test_inference_in_bfloat16_convolves_and_is_as_accurate(
+    shape, is_autocast, threads, two_threads
+):
+    torch.set_num_threads(threads)
     layer, x = TokenLinear(shape[-1], 40), torch.randn(shape)
     if not is_autocast:
         layer, x = layer.bfloat16(), x.bfloat16()

@@ -35,17 +35,22 @@ def logits_by_clip(model: VideoSegmentor, images: torch.Tensor, target: int) -> 
 
 
 def check_against_clips(
-    model: VideoSegmentor, frames: list[Any], images: torch.Tensor, size: tuple[int, int]
+    model: VideoSegmentor,
+    frames: list[Any],
+    images: torch.Tensor,
+    size: tuple[int, int],
+    precision: str = "float32",
 ) -> None:
     """Streams the frames and compares every bit with the clip path on the network's input."""
-    stream = StreamingSegmenter(model, transform=TRANSFORM)
-    twin = StreamingSegmenter(model, transform=TRANSFORM)
+    stream = StreamingSegmenter(model, transform=TRANSFORM, precision=precision)
+    twin = StreamingSegmenter(model, transform=TRANSFORM, precision=precision)
     through = (images.shape[-2], images.shape[-1])
     seen = set()
     for target, frame in enumerate(frames):
         labels = stream.step(frame)
         logits = twin.step_logits(images[target : target + 1])
-        expected = logits_by_clip(model, images, target)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            expected = logits_by_clip(model, images, target)
         assert torch.equal(logits, expected), target
         assert labels.dtype == torch.uint8
         assert torch.equal(labels, upsample_argmax(expected, size, through=through)[0]), target
@@ -69,6 +74,14 @@ def test_streaming_is_the_clip_path(name: str, size: tuple[int, int]) -> None:
 def test_streaming_is_the_clip_path_of_float_frames(name: str, size: tuple[int, int]) -> None:
     images = normalise(torch.from_numpy(video(61, *size)).permute(0, 3, 1, 2) / 255)
     check_against_clips(tiny_model(name), list(images), images, size)
+
+
+@pytest.mark.parametrize("name", ["mrcfa_b0", "mrcfa_b1", "cffm_b0", "cffm_b1", "segformer_b0"])
+@torch.no_grad()
+def test_bfloat16_on_a_cpu_is_the_clip_path_under_autocast(name: str) -> None:
+    frames = video(24, 101, 67)
+    images = TRANSFORM(torch.from_numpy(frames).permute(0, 3, 1, 2))
+    check_against_clips(tiny_model(name), list(frames), images, (101, 67), "bfloat16")
 
 
 @pytest.mark.slow

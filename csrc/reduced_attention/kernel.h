@@ -25,31 +25,33 @@ struct Sizes {
 };
 
 // Packs one head's keys as (key_panels, dim, kPanel) and its values as (dim_panels, keys, kPanel).
+template <typename T>
 struct PackHead {
   Sizes n;
-  const float* key_value;  // (batch, keys, 2, heads, dim)
-  float* packed;           // (batch, heads, packed()), zeros before
+  const T* key_value;  // (batch, keys, 2, heads, dim)
+  float* packed;       // (batch, heads, packed()), zeros before
 
   void operator()(const Block&, int64_t i) const {
     const int64_t b = i / n.heads, head = i % n.heads;
     float* keys = packed + i * n.packed();
     float* values = keys + n.packed() / 2;
     for (int64_t k = 0; k < n.keys; ++k) {
-      const float* key = key_value + (((b * n.keys + k) * 2) * n.heads + head) * n.dim;
-      const float* value = key + n.heads * n.dim;
+      const T* key = key_value + (((b * n.keys + k) * 2) * n.heads + head) * n.dim;
+      const T* value = key + n.heads * n.dim;
       for (int64_t c = 0; c < n.dim; ++c) {
-        keys[(k / kPanel * n.dim + c) * kPanel + k % kPanel] = key[c];
-        values[(c / kPanel * n.keys + k) * kPanel + c % kPanel] = value[c];
+        keys[(k / kPanel * n.dim + c) * kPanel + k % kPanel] = static_cast<float>(key[c]);
+        values[(c / kPanel * n.keys + k) * kPanel + c % kPanel] = static_cast<float>(value[c]);
       }
     }
   }
 };
 
+template <typename T>
 struct AttendQueries {
   Sizes n;
-  const float* query;   // (batch, queries, heads, dim)
+  const T* query;       // (batch, queries, heads, dim)
   const float* packed;  // see PackHead
-  float* out;           // as the query
+  T* out;               // as the query
 
   static int64_t scratch(const Sizes& n) {
     return kTileRows * (n.key_panels() + n.dim_panels() + 1) * kPanel;
@@ -76,7 +78,8 @@ struct AttendQueries {
     float* tile = rows + kTileRows * depth;    // (kRows, kPanel)
     const float scale = 1.0f / std::sqrt(static_cast<float>(n.dim));
     for (int64_t r = 0; r < kRows; ++r)
-      for (int64_t c = 0; c < n.dim; ++c) rows[r * depth + c] = query[at + r * token + c] * scale;
+      for (int64_t c = 0; c < n.dim; ++c)
+        rows[r * depth + c] = static_cast<float>(query[at + r * token + c]) * scale;
     for (int64_t panel = 0; panel < n.key_panels(); ++panel)
       multiply_tile<kRows, kTileVectors, false>({rows, depth, 1}, keys + panel * n.dim * kPanel,
                                                 kPanel, logits + panel * kPanel, width, n.dim);
@@ -92,7 +95,8 @@ struct AttendQueries {
       const int64_t channels = std::min<int64_t>(n.dim - panel * kPanel, kPanel);
       for (int64_t r = 0; r < kRows; ++r)
         for (int64_t c = 0; c < channels; ++c)
-          out[at + r * token + panel * kPanel + c] = tile[r * kPanel + c] * inverse[r];
+          out[at + r * token + panel * kPanel + c] =
+              static_cast<T>(tile[r * kPanel + c] * inverse[r]);
     }
   }
 };

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vss_kernels.add_layer_norm import add_layer_norm
 from vss_kernels.focal_attention import attend_tokens
 from vss_kernels.focal_attention.geometry import (
     FocalGeometry,
@@ -19,6 +18,7 @@ from vss_kernels.focal_attention.geometry import (
 from vss_kernels.focal_pool import focal_pool
 from vss_kernels.nn.bias_tables import invert_index, look_up
 from vss_kernels.nn.linear import TokenLinear, token_linear
+from vss_kernels.nn.norm import add_norm
 
 
 def _table(*shape: int) -> nn.Parameter:
@@ -284,14 +284,14 @@ class FocalBlock(nn.Module):
         ]
         attended = self.attention(normed, pooled)[:, :height, :width]
         norm = self.norm2
-        target, normed = add_layer_norm(target, norm.weight, norm.bias, attended, eps=norm.eps)
+        target, normed = add_norm(target, norm.weight, norm.bias, attended, eps=norm.eps)
         return target + self.mlp(normed)
 
     def _normalise(self, frames: Tensor) -> Tensor:
         """Normalises frames (..., H, W, C); pads zeros, right and bottom, to whole windows."""
         side, norm = self.attention.geometry.window, self.norm1
         height, width = frames.shape[-3:-1]
-        _, normed = add_layer_norm(frames, norm.weight, norm.bias, eps=norm.eps)
+        _, normed = add_norm(frames, norm.weight, norm.bias, eps=norm.eps)
         if height % side == 0 and width % side == 0:
             return normed
         return F.pad(normed, (0, 0, 0, -width % side, 0, -height % side))

@@ -17,8 +17,9 @@ class TokenLinear(nn.Linear):
     numbers then takes less than half the time. In bfloat16 both are oneDNN's, but a linear layer
     first writes its bias to every row of the result and adds the product to it. Parameters, their
     names and what is computed are those of ``nn.Linear``; so is the way on a GPU, in other
-    precisions, under a compiler, with a single thread (which PyTorch runs such convolutions on by
-    the BLAS, too), in training and where ``vss_kernels.backend("eager")`` is forced.
+    precisions, under a compiler, in float32 with a single thread (which PyTorch runs such
+    convolutions on by the BLAS, too), in training and where ``vss_kernels.backend("eager")`` is
+    forced.
 
     Example:
         >>> layer = vss_kernels.nn.TokenLinear(8, 16)
@@ -60,7 +61,6 @@ def convolves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         x.is_cpu  # what costs least and says most comes first
         and cpu_inference.is_cpu_inference(x, weight, bias)
         and x.numel() > 0
-        and torch.get_num_threads() > 1
         and bool(torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
         and torch.backends.mkldnn.is_available()
     ):
@@ -73,4 +73,4 @@ def convolves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
+    return dtype == torch.float32 and torch.get_num_threads() > 1

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vss_kernels.nn import FocalBlock
+from vss_kernels._runtime import cpu_inference
+from vss_kernels.nn import FocalBlock, resize_pixel_logits
 from vss_kernels.nn.resizing import resize
 from vss_models.heads.classifier import Classifier
 from vss_models.heads.segformer import (
@@ -142,7 +143,10 @@ class CFFMHead(SegFormerHead):
         for block in self.blocks:
             refined = block(refined, references)
         both = torch.cat([target, refined.permute(0, 3, 1, 2)], dim=1)
-        return resize(self.target_classifier(both, self.dropout), size)
+        last = self.target_classifier
+        if not self.training and cpu_inference.is_cpu_inference(both, last.weight):
+            return resize_pixel_logits(last.classify_pixels(both), size)
+        return resize(last(both, self.dropout), size)
 
 
 def _halve(fused: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vss_kernels.nn import token_linear
 from vss_models.narrowing import narrowed
 
 
@@ -57,6 +58,11 @@ class Classifier(nn.Conv2d):
         factors = None if dropout is None else draw_channels(dropout, weight, count, 1, channels)
         weights = weight.expand(count, -1, -1) if factors is None else weight * factors
         return torch.baddbmm(_bias(self)[:, None], weights, rows)
+
+    def classify_pixels(self, maps: Tensor) -> Tensor:
+        """Turns maps (N, E, h, w), any strides, into logits (N, h, w, K), without dropout."""
+        weight, bias = narrowed(self.weight.flatten(1)), narrowed(_bias(self))
+        return token_linear(maps.permute(0, 2, 3, 1), weight, bias)
 
 
 def classify_each(classifiers: Sequence[Classifier], maps: Tensor, dropout: nn.Dropout2d) -> Tensor:
