@@ -23,8 +23,6 @@ def step_kernels(name: str) -> KernelCounter:
             clip = torch.empty(2, 4, 3, 480, 480)
             labels = torch.empty(2, 4, 480, 480, dtype=torch.uint8)
             optimizer, _ = build_optimizer(model, OptimizerSettings(), 10)
-            for group in optimizer.param_groups:
-                group.update(fused=True, foreach=False)  # as on a GPU
         step = TrainingStep(model, ClipLoss())
         step(clip, labels)  # makes the buffer of gradients
         optimizer.step()  # and this its moments
@@ -34,8 +32,7 @@ def step_kernels(name: str) -> KernelCounter:
     return counter
 
 
-# 656 alone; 657 once in a whole run, after other tests in the same process. The limit is 700.
-@pytest.mark.parametrize(("name", "most"), [("mrcfa_b1", 660), ("cffm_b1", 710)])
+@pytest.mark.parametrize(("name", "most"), [("mrcfa_b1", 653), ("cffm_b1", 694)])
 def test_a_training_step_launches_few_kernels(name: str, most: int) -> None:
     counter = step_kernels(name)
     assert counter.kernels["vss_kernels.add_layer_norm.default"] > 0  # the GPU's operators ran

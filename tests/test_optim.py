@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -201,8 +202,14 @@ def test_an_update_that_cannot_be_recorded_is_done(caplog: pytest.LogCaptureFixt
     assert next(iter(optimizer.state.values()))["step"] == 3
 
 
-def test_a_gpus_state_is_continued_on_a_cpu() -> None:
-    """A GPU's run updates in its own way, and its checkpoint says so."""
+@pytest.mark.parametrize(
+    "saved",
+    [
+        pytest.param({"fused": True, "capturable": True}, id="on a GPU"),
+        pytest.param({"fused": None}, id="parameter by parameter"),  # earlier versions on a CPU
+    ],
+)
+def test_a_state_that_was_updated_in_another_way_is_continued(saved: dict[str, Any]) -> None:
     model, gradients = tiny_problem()
     optimizer, _ = build_optimizer(model, OptimizerSettings(), 20)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
@@ -210,27 +217,11 @@ def test_a_gpus_state_is_continued_on_a_cpu() -> None:
     optimizer.step()
     state = copy.deepcopy(optimizer.state_dict())
     for group in state["param_groups"]:
-        group["capturable"] = True
-    other, _ = build_optimizer(model, OptimizerSettings(), 20)
-    other.load_state_dict(state)
-    assert not any(group["capturable"] for group in other.param_groups)
-    other.step()
-    assert next(iter(other.state.values()))["step"] == 2
-
-
-def test_a_state_that_was_updated_parameter_by_parameter_is_continued() -> None:
-    """Earlier versions updated so on a CPU, and their checkpoints say so."""
-    model, gradients = tiny_problem()
-    optimizer, _ = build_optimizer(model, OptimizerSettings(), 20)
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-    state = copy.deepcopy(optimizer.state_dict())
-    for group in state["param_groups"]:
-        group["fused"] = None
+        group.update(saved)
     other, _ = build_optimizer(model, OptimizerSettings(), 20)
     other.load_state_dict(state)
     assert all(group["fused"] for group in other.param_groups)
+    assert not any(group["capturable"] for group in other.param_groups)
     other.step()
     assert next(iter(other.state.values()))["step"] == 2
 

@@ -215,11 +215,6 @@ BackwardCall backward_call(const at::Tensor& grad, const at::Tensor& coarse,
   return call;
 }
 
-// On a CPU the kernel reads its parameters, which every map needs again, as float32.
-at::Tensor kernel_parameters(const at::Tensor& packed) {
-  return kGpu ? packed : packed.to(at::kFloat);
-}
-
 #if VSS_GPU_CODE
 
 // A whole number of warps that shares the tiles of the fine grid out evenly. Registers allow
@@ -297,7 +292,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> aggregate(const at::Tensor& coars
   const c10::DeviceGuard guard(coarse.device());
   const at::Tensor packed = concatenate(parameters);
   check_maps(coarse, middle, fine, packed);
-  const ForwardCall call = forward_call(coarse, middle, fine, kernel_parameters(packed), layers);
+  const ForwardCall call = forward_call(coarse, middle, fine, packed, layers);
   check_lengths(parameters, call.program);
   run<false>("aggregate_affinity", call);
   return {call.result, call.statistics, packed};
@@ -310,8 +305,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> aggregate_backward(
   const c10::DeviceGuard guard(coarse.device());
   check_maps(coarse, middle, fine, parameters);
   check_gradient(grad, fine);
-  const BackwardCall call = backward_call(grad, coarse, middle, fine, kernel_parameters(parameters),
-                                          statistics, layers, needs);
+  const BackwardCall call =
+      backward_call(grad, coarse, middle, fine, parameters, statistics, layers, needs);
   run<true>("aggregate_affinity_backward", call);
   return call.gradients(parameters.scalar_type());
 }

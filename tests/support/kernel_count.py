@@ -26,10 +26,10 @@ from vss_kernels._runtime import checks, cpu_inference, triton_support
 # What a GPU's autocast computes in float32, and a CPU's does not.
 _WIDENED = ("layer_norm", "sum", "sum.dim_IntList")
 
-# Only memory is set aside or looked at in another way.
+# Memory is set aside or looked at in another way, or a profiler is told.
 _WITHOUT_KERNEL = (
     "device", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided",
-    "_unsafe_view", "is_same_size",
+    "_unsafe_view", "is_same_size", "_record_function_enter_new", "_record_function_exit",
 )  # fmt: skip
 
 # Operators that launch more than one kernel. `index_put` with accumulation sorts its indices.

@@ -17,15 +17,13 @@ def is_cpu_inference(*tensors: Tensor | None) -> bool:
     Args:
         *tensors: The tensors of a computation; None counts for nothing.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or forced_everywhere() == "eager":
+    no_gradients = not torch.is_grad_enabled()
+    for tensor in tensors:  # first, since this costs least and says most
+        if tensor is None or (tensor.is_cpu and (no_gradients or not tensor.requires_grad)):
+            continue
         return False
-    wants_gradients = torch.is_grad_enabled()
-    for tensor in tensors:
-        if tensor is not None and not (
-            tensor.is_cpu and not (wants_gradients and tensor.requires_grad)
-        ):
-            return False
-    return True
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not is_traced and forced_everywhere() != "eager"
 
 
 __all__ = ["is_cpu_inference"]

@@ -57,20 +57,16 @@ def token_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 def convolves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Returns whether :func:`token_linear` runs a convolution for these tensors."""
-    if not (
-        x.is_cpu  # what costs least and says most comes first
-        and cpu_inference.is_cpu_inference(x, weight, bias)
-        and x.numel() > 0
-        and bool(torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
-        and torch.backends.mkldnn.is_available()
+    if (
+        not cpu_inference.is_cpu_inference(x, weight, bias)
+        or x.numel() == 0
+        or not torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        or not torch.backends.mkldnn.is_available()
     ):
         return False
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")  # what autocast makes of both, for either way
-    elif x.dtype == weight.dtype:
-        dtype = x.dtype
-    else:
-        return False
-    if dtype == torch.bfloat16:
+    dtypes = {x.dtype, weight.dtype}
+    if torch.is_autocast_enabled("cpu") and torch.float64 not in dtypes:
+        dtypes = {torch.get_autocast_dtype("cpu")}
+    if dtypes == {torch.bfloat16}:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32 and torch.get_num_threads() > 1
+    return dtypes == {torch.float32} and torch.get_num_threads() > 1

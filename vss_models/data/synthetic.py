@@ -187,12 +187,7 @@ def _write_videos(
             return _write_video(folder, frames, size, (*seed, number))
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        writing = [pool.submit(write, number) for number in range(len(videos))]
-        try:
-            return [video.result() for video in writing]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        return list(pool.map(write, range(len(videos))))
 
 
 def _write_video(

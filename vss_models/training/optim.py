@@ -157,10 +157,9 @@ class AdamW(torch.optim.AdamW):
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
-        on_gpu = all(p.is_cuda for group in groups for p in group["params"])
-        on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
-        fused = True if on_gpu or on_cpu else None
-        super().__init__(groups, lr=lr, betas=betas, fused=fused, capturable=on_gpu)
+        devices = {p.device.type for group in groups for p in group["params"]}
+        fused = True if devices in ({"cuda"}, {"cpu"}) else None
+        super().__init__(groups, lr=lr, betas=betas, fused=fused, capturable=devices == {"cuda"})
         # Clipping is the trainer's, so nothing is left of what this says a fused update does.
         self._step_supports_amp_scaling = False
         self.capture: Capture | None = None
