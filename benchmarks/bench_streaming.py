@@ -5,11 +5,15 @@ the clip's four frames pass the encoder as one batch, features are concatenated 
 mixed, and two resizes and argmax make labels of the logits, all on eager operators. "clip" is
 ``model(clip)`` as it runs by default, on the operators that are chosen here. All of these begin
 with a normalised frame on the device; "from bytes" begins with a camera's frame on the host.
+"onnxruntime" runs the step that ``vss export --streaming`` writes, with as many threads, and makes
+labels of its logits by `upsample_argmax`; it also gives the logits of the frame on its own.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import itertools
 
 import pytest
 import torch
@@ -26,6 +30,7 @@ from benchmarks.harness import (
 from vss_kernels import upsample_argmax
 from vss_models import create_model
 from vss_models.data import EvaluationTransform
+from vss_models.inference.export import export_model, state_tensors
 from vss_models.inference.streaming import StreamingSegmenter
 
 CLASSES = 124
@@ -39,6 +44,9 @@ if ON_GPU:
     reduced_graph = {"compile": "cuda-graph", "precision": "bfloat16"}
     SETTINGS["streaming bfloat16 cuda-graph"] = reduced_graph
     SETTINGS["streaming from bytes bfloat16 cuda-graph"] = reduced_graph
+else:
+    SETTINGS["streaming bfloat16"] = {"precision": "bfloat16"}
+PEERS = [] if ON_GPU or importlib.util.find_spec("onnxruntime") is None else ["onnxruntime"]
 
 
 def make_model(name, fusion):
@@ -51,9 +59,31 @@ def clip_labels(model, clip):
     return upsample_argmax(model(clip), SIZE, through=NETWORK_SIZE)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "clip", *SETTINGS])
+def exported_step(model, frames, folder):
+    """Returns a call of onnxruntime that maps the last frame to logits."""
+    import onnxruntime
+
+    written = export_model(model, folder / "step.onnx", NETWORK_SIZE, streaming=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        written.path, options, providers=["CPUExecutionProvider"]
+    )
+    states = [
+        state_tensors(model.encode_frame(frame).reference).values() for frame in frames[[0, 3, 6]]
+    ]
+    tensors = [frames[-1], *itertools.chain.from_iterable(states)]
+    inputs = dict(zip(written.inputs, (t.contiguous().numpy() for t in tensors), strict=True))
+
+    def run():
+        return torch.from_numpy(session.run(None, inputs)[0])
+
+    return run
+
+
+@pytest.mark.parametrize("implementation", ["eager", "clip", *SETTINGS, *PEERS])
 @pytest.mark.parametrize("name", MODELS)
-def bench_streaming(name, implementation, benchmark):
+def bench_streaming(name, implementation, benchmark, tmp_path):
     pools_before = fresh_graph_pools()
     torch.manual_seed(1)
     frames = torch.randn(10, 1, 3, *NETWORK_SIZE, device=DEVICE)
@@ -77,6 +107,12 @@ def bench_streaming(name, implementation, benchmark):
                     for _ in frames:
                         stream.step(frame)
                 run = functools.partial(stream.step, frame, SIZE)
+            elif implementation == "onnxruntime":
+                step = exported_step(model, frames, tmp_path)
+                logits = step()
+
+                def run():
+                    return upsample_argmax(step(), SIZE, through=NETWORK_SIZE)
             else:
                 logits = model(clip)
                 run = functools.partial(clip_labels, model, clip)
@@ -94,4 +130,5 @@ def bench_streaming(name, implementation, benchmark):
             # A clip takes seconds on a CPU.
             rounds=ROUNDS if ON_GPU else 5,
             pools_before=pools_before,
+            is_pytorch=implementation not in PEERS,
         )

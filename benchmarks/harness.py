@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -123,6 +124,7 @@ def record(
     pools_before: float | None = None,
     kept: float = 0.0,
     least_seconds: float | None = None,
+    is_pytorch: bool = True,
 ) -> None:
     """Times what has been checked, and keeps its peak memory with it.
 
@@ -139,8 +141,9 @@ def record(
             itself replays CUDA graphs. A replay allocates nothing: its memory is the graphs' pool.
         kept: MiB that ``run`` needs and has held since its first call, outside such pools.
         least_seconds: What the GPU needs at least, see :mod:`benchmarks.floor`; None if unknown.
+        is_pytorch: Whether PyTorch allocates the memory; that of others is not counted.
     """
-    memory = peak_memory(run) + kept
+    memory = peak_memory(run) + kept if is_pytorch else math.nan
     if pools_before is not None and DEVICE == "cuda":
         memory += graph_pool_memory(torch.cuda.memory_snapshot()) - pools_before
     timed = as_graph(run) if implementation.endswith(" graph") else run
@@ -297,7 +300,7 @@ def _row(entry: Any, baseline: float) -> dict[str, object]:
         **information,
         "times_faster_than_eager": f"{baseline / median:.2f}",
         "spread": f"{entry.stats.iqr / median:.2f}",
-        "peak_mib": f"{information['peak_mib']:.1f}",
+        "peak_mib": "" if math.isnan(information["peak_mib"]) else f"{information['peak_mib']:.1f}",
         "fraction_of_floor": "" if least is None else f"{least / median:.3f}",
         "median_ms": f"{median * 1e3:.4f}" if DEVICE == "cuda" else "",
     }
