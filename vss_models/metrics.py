@@ -95,8 +95,10 @@ class SegmentationMetrics(Metric):
         if new_video:
             self._forget_video()
         self._video_frames += labels.shape[:-2].numel()
-        labelled = labels != self.ignore_index
-        true, predicted = labels[labelled].long(), predictions[labelled].long()
+        # Void pixels are counted as class 0 predicted as 0 and taken off again, which takes a third
+        # of the time of picking out the others.
+        void = labels == self.ignore_index
+        true, predicted = labels.masked_fill(void, 0), predictions.masked_fill(void, 0)
         confusion = torch.zeros_like(self.confusion)
         if true.numel() > 0:
             for name, values in (("labels", true), ("predictions", predicted)):
@@ -107,8 +109,9 @@ class SegmentationMetrics(Metric):
                         f"{self.ignore_index}, got {low if low < 0 else high}"
                     )
             confusion = multiclass_confusion_matrix(
-                predicted, true, self.num_classes, validate_args=False
+                predicted.long(), true.long(), self.num_classes, validate_args=False
             )
+            confusion[0, 0] -= void.sum()
         if self._uncounted is not None:
             confusion = confusion + self._uncounted
         # That a video is long enough shows with its last frame needed, so earlier ones wait.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,34 @@ def image_and_truth(
     return image, labels.reshape(image.shape[:2]).numpy()
 
 
+def judge_all(
+    runs: Sequence[tuple[str, Path]],
+    data: Path,
+    settings: DemoSettings,
+    shown: set[tuple[str, str]],
+) -> list[ModelResult]:
+    """Evaluates trained models as :func:`judge` does, as many at once as there are threads.
+
+    Args:
+        runs: Family of each model and folder of its training; those that take long come last.
+        data: Folder of the data set.
+        settings: Sizes and offsets.
+        shown: Frames whose predictions are kept, as (video, frame).
+
+    Returns:
+        A result for each run.
+    """
+    # Frames of this size are small: two models side by side gain more from two threads than one.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            judged = [pool.submit(judge, *run, data, settings, shown) for run in reversed(runs)]
+            return [result.result() for result in reversed(judged)]
+    finally:
+        torch.set_num_threads(threads)
+
+
 def judge(
     family: str, run: Path, data: Path, settings: DemoSettings, shown: set[tuple[str, str]]
 ) -> ModelResult:
@@ -229,4 +258,5 @@ __all__ = [
     "held_out",
     "image_and_truth",
     "judge",
+    "judge_all",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from vss_models.data.synthetic_video import SyntheticVideo
 from vss_models.demo.figures import ModelResult, held_out, image_and_truth
 from vss_models.demo.settings import NAMES, DemoSettings
 from vss_models.inference import StreamingSegmenter
+from vss_models.inference.threads import WriteBehind
 from vss_models.video import VideoWriter
 from vss_models.visualize import Legend, colour_labels, contact_sheet, overlay, write_png
 
@@ -93,12 +96,10 @@ def write_curves(
 def street_video(settings: DemoSettings) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Paints a video that is in neither split, larger than those: frames and labels."""
     video = SyntheticVideo(settings.street_size, (settings.seed, _STREET_SPLIT, 0))
-    frames, labels = [], []
-    for number in range(settings.street_frames):
-        image, mask = video.frame(number)
-        frames.append(image)
-        labels.append(mask - np.uint8(1))  # void, 0, becomes 255
-    return frames, labels
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        painted = list(pool.map(video.frame, range(settings.street_frames)))
+    # Void, 0, becomes 255.
+    return [image for image, _ in painted], [mask - np.uint8(1) for _, mask in painted]
 
 
 def write_street(path: Path, frames: Sequence[np.ndarray]) -> None:
@@ -128,13 +129,15 @@ def write_comparison(
     segmenters = [StreamingSegmenter(load_model(out / family / "last.pt")) for family in families]
     titles = ["frame, with the outlines of the truth", *(NAMES[family] for family in families)]
     with VideoWriter(path, Fraction(FRAMES_PER_SECOND), _tiled_size(frames[0], titles)) as writer:
-        for frame, truth in zip(frames, truths, strict=True):
-            labels = [segmenter.step(frame).numpy() for segmenter in segmenters]
-            pictures = [
-                _outlined(frame, truth),
-                *(overlay(frame, each, palette) for each in labels),
-            ]
-            writer.write(_tiled(pictures, titles))
+
+        def write(item: tuple[np.ndarray, np.ndarray, list[np.ndarray]]) -> None:
+            frame, truth, labels = item
+            overlays = [overlay(frame, each, palette) for each in labels]
+            writer.write(_tiled([_outlined(frame, truth), *overlays], titles))
+
+        with WriteBehind(write) as draw:
+            for frame, truth in zip(frames, truths, strict=True):
+                draw((frame, truth, [each.step(frame).numpy() for each in segmenters]))
 
 
 def label_palette() -> np.ndarray:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vss_models.command_processes import begin_import
 from vss_models.commands import segment
 from vss_models.data import make_synthetic_dataset
-from vss_models.demo.figures import frames_to_show, judge
+from vss_models.demo.figures import frames_to_show, judge_all
 from vss_models.demo.pictures import (
     street_video,
     write_comparison,
@@ -49,6 +50,7 @@ def run_demo(
     settings = settings or DemoSettings()
     out = Path(out)
     _make_folder(out, overwrite)
+    begin_import("vss_models.training.cli")  # while the data are made
     seconds: dict[str, float] = {}
     with _timed(seconds, "make the data"):
         data = make_synthetic_dataset(
@@ -66,8 +68,8 @@ def run_demo(
     with _timed(seconds, "evaluate"):
         shown = frames_to_show(data, settings)
         names = {(video, frame) for _, video, frame in shown}
-        first = judge("segformer", out / FIRST, data, settings, names)
-        results = [judge(family, out / family, data, settings, names) for family in FAMILIES]
+        runs = [("segformer", out / FIRST), *((family, out / family) for family in FAMILIES)]
+        first, *results = judge_all(runs, data, settings, names)
     with _timed(seconds, "make pictures and videos"):
         write_contact_sheet(out / "contact_sheet.png", data, settings, shown, results)
         write_curves(out / "learning_curves.png", first.curve, results)

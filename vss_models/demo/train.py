@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vss_models.command_processes import run_command
 from vss_models.demo.settings import FAMILIES, DemoSettings
 
 FIRST = "segformer_start"
@@ -32,12 +30,15 @@ _LOGGED_STEPS = 100
 def train_first(data: Path, out: Path, settings: DemoSettings) -> Path:
     """Trains the SegFormer that all models start from; returns its file of weights."""
     command = fit_command("segformer", data, out / FIRST, settings.first_steps, settings)
-    _run(command, out / FIRST, torch.get_num_threads())
+    # Steps on such small crops gain little from a second thread, more from one that loads the next.
+    threads = torch.get_num_threads()
+    command += ["--data.num_workers", str(min(1, threads - 1))]
+    _run(command, out / FIRST, max(1, threads - 1))
     return out / FIRST / "last.pt"
 
 
 def train_all(data: Path, out: Path, start: Path, settings: DemoSettings) -> None:
-    """Trains every model from the same SegFormer for as many steps, as many at once as fit.
+    """Trains every model from the same SegFormer for as many steps, all at once.
 
     Args:
         data: Folder of the data set.
@@ -48,15 +49,13 @@ def train_all(data: Path, out: Path, start: Path, settings: DemoSettings) -> Non
     Raises:
         RuntimeError: If a training fails; the message names its log and what it said last.
     """
-    threads = torch.get_num_threads()
-    at_once = min(threads, len(FAMILIES))
-    # The longest first, so that the short one fills the gap at the end.
-    with ThreadPoolExecutor(at_once) as pool:
+    threads = max(1, torch.get_num_threads() // len(FAMILIES))
+    with ThreadPoolExecutor(len(FAMILIES)) as pool:
         trainings = []
-        for family in reversed(FAMILIES):
+        for family in FAMILIES:
             command = fit_command(family, data, out / family, settings.steps, settings)
             command += ["--checkpoint", str(start)]
-            trainings.append(pool.submit(_run, command, out / family, threads // at_once))
+            trainings.append(pool.submit(_run, command, out / family, threads))
         for training in trainings:
             training.result()
 
@@ -64,7 +63,7 @@ def train_all(data: Path, out: Path, start: Path, settings: DemoSettings) -> Non
 def fit_command(
     family: str, data: Path, output: Path, steps: int, settings: DemoSettings
 ) -> list[str]:
-    """Returns the `vss fit` command of one training, for the shell or for `subprocess`."""
+    """Returns the `vss fit` command of one training, without the `vss`."""
     height, width = settings.size
     offsets = [] if family == "segformer" else list(settings.offsets)
     options = {
@@ -87,8 +86,7 @@ def fit_command(
         "checkpoints.every_n_steps": 0,
         "overlays.every_n_steps": 0,
     }
-    command = [sys.executable, "-m", "vss_models.cli", "fit"]
-    return command + [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return ["fit"] + [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 
 def learning_curve(run: Path, tag: str) -> list[tuple[int, float]]:
@@ -101,14 +99,7 @@ def _run(command: Sequence[str], output: Path, threads: int) -> None:
     """Runs a command that logs into its output folder."""
     output.mkdir(parents=True, exist_ok=True)
     print(f"{output.name}: training, see {output / LOG}", flush=True)
-    # Threads that wait leave the cores to the other trainings, and to whatever else runs here.
-    environment = {
-        "OMP_WAIT_POLICY": "passive",
-        **os.environ,
-        "OMP_NUM_THREADS": str(max(1, threads)),
-    }
-    with (output / LOG).open("w", encoding="utf-8") as log:
-        status = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
+    status = run_command(command, output / LOG, threads)
     if status != 0:
         said = (output / LOG).read_text(encoding="utf-8").strip().rpartition("\n")[2]
         raise RuntimeError(
