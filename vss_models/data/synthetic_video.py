@@ -22,6 +22,23 @@ DISTURBANCES = {
 
 
 @dataclass(frozen=True)
+class _Layer:
+    """What a panorama of the scene shows: colours and where they are, of the rows with any."""
+
+    rows: slice
+    colour: np.ndarray
+    solid: np.ndarray
+
+    @classmethod
+    def of(cls, panorama: np.ndarray) -> _Layer:
+        """Takes a panorama (height, width, 4), whose last channel is its opacity."""
+        solid = panorama[..., 3] > 0
+        occupied = np.flatnonzero(solid.any(axis=1))
+        rows = slice(occupied[0], occupied[-1] + 1) if len(occupied) else slice(0, 0)
+        return cls(rows, panorama[rows, :, :3], solid[rows])
+
+
+@dataclass(frozen=True)
 class _Mover:
     """An object on the street or in the sky, with its phases of movement.
 
@@ -63,8 +80,9 @@ class SyntheticVideo:
 
         panorama = int(width + 2 * self.pan_reach) + 2
         self.sky = self._paint_sky(rng, panorama)
-        self.skyline = scene.paint_skyline(rng, panorama, height, self.horizon)
-        self.trees = scene.paint_trees(rng, panorama, height, self.horizon + int(0.06 * height))
+        self.skyline = _Layer.of(scene.paint_skyline(rng, panorama, height, self.horizon))
+        foot = self.horizon + int(0.06 * height)
+        self.trees = _Layer.of(scene.paint_trees(rng, panorama, height, foot))
         self.tiles = [scene.noise(rng, scene.TILE, scene.TILE, cells) for cells in (24, 64, 128)]
         self.strip = rng.uniform(0.14, 0.3)
         self.water_level = rng.uniform(-0.5, 0.5)
@@ -165,14 +183,14 @@ class SyntheticVideo:
         self._paint_layer(colour, labels, self.skyline, scene.BUILDING, 0.35 * pan)
 
     def _paint_layer(
-        self, colour: np.ndarray, labels: np.ndarray, layer: np.ndarray, label: int, shift: float
+        self, colour: np.ndarray, labels: np.ndarray, layer: _Layer, label: int, shift: float
     ) -> None:
         """Paste the part of a panorama that the camera sees."""
         left = round(float(shift + self.pan_reach))
-        seen = layer[:, left : left + self.width]
-        solid = seen[..., 3] > 0
-        np.copyto(colour, seen[..., :3], where=solid[..., None])
-        np.copyto(labels, np.uint8(label), where=solid)
+        columns = slice(left, left + self.width)
+        rows, solid = layer.rows, layer.solid[:, columns]
+        np.copyto(colour[rows], layer.colour[:, columns], where=solid[..., None])
+        labels[rows][solid] = label
 
     def _paint_ground(
         self, colour: np.ndarray, labels: np.ndarray, pan: float, number: int
@@ -182,30 +200,34 @@ class SyntheticVideo:
         away = 1 / (depth + 0.18)
         across = np.arange(self.width, dtype=np.float32)[None] - self.width / 2
         # Camera pan moves near rows more than far ones, as it does the movers.
-        u = ((across + pan * (0.35 + 0.9 * depth)) * away * 0.5).astype(np.int32)
-        v = (away * 60 + np.zeros_like(across)).astype(np.int32)
+        u = ((across + pan * (0.35 + 0.9 * depth)) * away * 0.5).astype(np.intp)
+        v = (away * 60).astype(np.intp)
         coarse, middle, fine = self.tiles
-        area = coarse[(v // 2) % scene.TILE, (u // 2) % scene.TILE]
-        grain = fine[v % scene.TILE, u % scene.TILE]
+        grain = _sample(fine, v, u)
 
-        ground = self.road * (1 + 0.1 * area + 0.12 * grain)[..., None]
-        middle_line = (np.abs(depth - 0.62) < 0.018) & (u % 60 < 34)
-        ground[middle_line] = 215
-        kind = np.full(area.shape, scene.ROAD, dtype=np.uint8)
+        ground = self.road * (1 + 0.1 * _sample(coarse, v // 2, u >> 1) + 0.12 * grain)[..., None]
+        on_line = np.flatnonzero(np.abs(depth - 0.62) < 0.018)
+        middle_line = slice(on_line[0], on_line[-1] + 1)
+        ground[middle_line][u[middle_line] % 60 < 34] = 215
+        kind = np.full(grain.shape, scene.ROAD, dtype=np.uint8)
+        colour[self.horizon :], labels[self.horizon :] = ground, kind
 
-        edge = self.strip + 0.05 * coarse[7, (u // 3) % scene.TILE]
+        # The rows that may hold more than the road.
+        strip = slice(0, int(np.count_nonzero(depth < self.strip + 0.09)))
+        ground, kind = colour[self.horizon :][strip], labels[self.horizon :][strip]
+        depth, u, v, grain = depth[strip], u[strip], v[strip], grain[strip]
+        edge = self.strip + 0.05 * _sample(coarse, 7, u // 3)
         kerb = (depth >= edge) & (depth < edge + 0.035)
         ground[kerb] = 172 + 20 * grain[kerb][:, None]
         far = depth < edge
-        wet = far & (coarse[40, (u // 4) % scene.TILE] * 1.6 > self.water_level)
+        wet = far & (_sample(coarse, 40, u >> 2) * 1.6 > self.water_level)
         dry = far & ~wet
-        blades = middle[(v * 3) % scene.TILE, (u * 2) % scene.TILE]
+        blades = _sample(middle, v * 3, u * 2)
         ground[dry] = self.grass * (1 + 0.3 * blades + 0.2 * grain)[dry][:, None]
-        waves = middle[(v * 4 + number) % scene.TILE, (u + 2 * number) % scene.TILE]
+        waves = _sample(middle, v * 4 + number, u + 2 * number)
         ground[wet] = self.water * (1 + 0.28 * waves)[wet][:, None]
         ground[wet & (waves > 0.62)] = 205
         kind[dry], kind[wet] = scene.GRASS, scene.WATER
-        colour[self.horizon :], labels[self.horizon :] = ground, kind
 
     def _paint_mover(
         self, colour: np.ndarray, labels: np.ndarray, mover: _Mover, pan: float, number: int
@@ -238,6 +260,12 @@ class SyntheticVideo:
         cloud = 0.2 * np.sin(2 * np.pi * columns - 1.7 * turn)
         vertical = np.linspace(1.04, 0.96, self.height, dtype=np.float32)[:, None]
         return (self.exposure * (1 + 0.16 * np.sin(turn)) + cloud[None]) * vertical
+
+
+def _sample(tile: np.ndarray, rows: np.ndarray | int, columns: np.ndarray) -> np.ndarray:
+    """Reads a tile that repeats in both directions at a row, or rows (R, 1), and columns (R, W)."""
+    last = scene.TILE - 1  # a power of two less one, which cuts a number down to a place in it
+    return tile.ravel().take((rows & last) * scene.TILE + (columns & last))
 
 
 def draw_disturbance(rng: np.random.Generator) -> str:
