@@ -6,7 +6,8 @@ mixed, and two resizes and argmax make labels of the logits, all on eager operat
 ``model(clip)`` as it runs by default, on the operators that are chosen here. All of these begin
 with a normalised frame on the device; "from bytes" begins with a camera's frame on the host.
 "onnxruntime" runs the step that ``vss export --streaming`` writes, with as many threads, and makes
-labels of its logits by `upsample_argmax`; it also gives the logits of the frame on its own.
+labels of its logits by `upsample_argmax`; it also gives the logits of the frame on its own. On a
+CPU all keep the memory that they free, as ``vss segment`` does.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from benchmarks.harness import (
     implementation_of,
     record,
 )
+from tests.support.memory import MIB
 from vss_kernels import upsample_argmax
 from vss_models import create_model
 from vss_models.data import EvaluationTransform
+from vss_models.host_memory import keep_freed_memory
 from vss_models.inference.export import export_model, state_tensors
 from vss_models.inference.streaming import StreamingSegmenter
 
@@ -47,6 +50,14 @@ if ON_GPU:
 else:
     SETTINGS["streaming bfloat16"] = {"precision": "bfloat16"}
 PEERS = [] if ON_GPU or importlib.util.find_spec("onnxruntime") is None else ["onnxruntime"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_as_in_commands():
+    """All implementations run as in ``vss segment``, and later benchmarks as in any process."""
+    keep_freed_memory()
+    yield
+    keep_freed_memory(most=64 * MIB)
 
 
 def make_model(name, fusion):

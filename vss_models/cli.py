@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vss_models.commands.errors import EndedBySignal, describe
+from vss_models.host_memory import ask_for_huge_pages, keep_freed_memory
 
 _USAGE = """\
 usage: vss COMMAND [OPTIONS]
@@ -115,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, options: list[str]) -> int:
     command = _COMMANDS[name]
+    keep_freed_memory()
+    ask_for_huge_pages()
     try:
         module = importlib.import_module(command.module)
     except ModuleNotFoundError as error:
