@@ -149,6 +149,36 @@ def test_labels_of_every_type_mean_the_same(ignore_index, label_dtype):
         torch.testing.assert_close(losses, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("classes", [1, 8, 9, 19])
+def test_gradients_are_read_in_any_layout(classes):
+    """The incoming ones and the labels; of classes that make no whole group, too."""
+    logits, labels = make_case((2, classes, (6, 21), (27, 84)))
+    labels[0, :10] = 127  # whole rows that count nothing
+    grad = torch.randn(labels.shape)
+    operators = torch.ops.vss_kernels
+    _, log_sums, scale = operators.upsample_cross_entropy(
+        logits, labels, None, 127, "none", 0.0, False
+    )
+    leaf = logits.double().requires_grad_()
+    losses = torch.nn.functional.cross_entropy(
+        resize(leaf, (27, 84), False), labels.long(), ignore_index=127, reduction="none"
+    )
+    (expected,) = torch.autograd.grad(losses, leaf, grad.double())
+    results = [
+        operators.upsample_cross_entropy_backward(
+            incoming, scale, log_sums, logits, stored, None, 127, 0.0, False
+        )
+        for incoming, stored in (
+            (grad, labels),
+            (grad.mT.contiguous().mT, labels),
+            (grad, labels.mT.contiguous().mT),
+        )
+    ]
+    torch.testing.assert_close(results[0], expected.float(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_ignored_pixels_cost_nothing_whatever_their_logits(value):
     logits, labels = make_case((1, 19, (6, 13), (24, 52)))
