@@ -125,6 +125,70 @@ def test_loss_at_odd_sizes_and_strides(
         assert (have - want).abs().max() <= allowed
 
 
+@pytest.mark.parametrize("label_dtype", LABEL_DTYPES, ids=str)
+@pytest.mark.parametrize("ignore_index", [127, -1, -2, 2**32 + 3])
+def test_labels_of_every_type_mean_the_same(ignore_index, label_dtype):
+    """Where registers hold mixed labels or one, in any layout, and an index that does not fit."""
+    logits, labels = make_case((2, 19, (6, 13), (24, 52)), label_dtype=torch.int64)
+    labels[0, :, 16:40] = 3  # what the low bits of the last index are
+    if label_dtype.is_signed:
+        labels[1, 3, 5:7] = torch.tensor([-1, -2])
+    labels = labels.to(label_dtype)
+    wide = labels.long()
+    is_ignored = wide == ignore_index
+    is_class = (wide >= 0) & (wide < 19) & ~is_ignored
+    expected = torch.nn.functional.cross_entropy(
+        resize(logits.double(), (24, 52), False),
+        wide.where(is_class, torch.tensor(-100)),
+        reduction="none",
+    ).float()
+    expected[~is_class & ~is_ignored] = torch.nan
+    operator = torch.ops.vss_kernels.upsample_cross_entropy
+    for layout in (labels, labels.mT.contiguous().mT):
+        losses = operator(logits, layout, None, ignore_index, "none", 0.0, False)[0]
+        torch.testing.assert_close(losses, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("classes", [1, 8, 9, 19])
+def test_gradients_are_read_in_any_layout(classes):
+    """The incoming ones and the labels; of classes that make no whole group, too."""
+    logits, labels = make_case((2, classes, (6, 21), (27, 84)))
+    labels[0, :10] = 127  # whole rows that count nothing
+    grad = torch.randn(labels.shape)
+    operators = torch.ops.vss_kernels
+    _, log_sums, scale = operators.upsample_cross_entropy(
+        logits, labels, None, 127, "none", 0.0, False
+    )
+    leaf = logits.double().requires_grad_()
+    losses = torch.nn.functional.cross_entropy(
+        resize(leaf, (27, 84), False), labels.long(), ignore_index=127, reduction="none"
+    )
+    (expected,) = torch.autograd.grad(losses, leaf, grad.double())
+    results = [
+        operators.upsample_cross_entropy_backward(
+            incoming, scale, log_sums, logits, stored, None, 127, 0.0, False
+        )
+        for incoming, stored in (
+            (grad, labels),
+            (grad.mT.contiguous().mT, labels),
+            (grad, labels.mT.contiguous().mT),
+        )
+    ]
+    torch.testing.assert_close(results[0], expected.float(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_ignored_pixels_cost_nothing_whatever_their_logits(value):
+    logits, labels = make_case((1, 19, (6, 13), (24, 52)))
+    labels[0, :16] = 127
+    logits[0, 7, 1, 4] = value
+    operator = torch.ops.vss_kernels.upsample_cross_entropy
+    losses = operator(logits, labels, None, 127, "none", 0.0, False)[0]
+    assert not losses[0, :16].any()
+
+
 def test_expanded_labels_are_not_copied():
     logits, labels = make_case((8, 3, (4, 4), (64, 64)), label_dtype=torch.int64)
     expanded = labels[:1].expand(8, 64, 64)

@@ -31,7 +31,7 @@ VSS_INLINE Floats exponential_in_range(Floats x) {
   q = q * r + 4.1668394e-2f;
   q = q * r + 1.6666520e-1f;
   q = q * r + 4.9999993e-1f;
-  const Floats mantissa = q * (r * r) + r + 1.0f;
+  const Floats mantissa = (q * r + 1.0f) * r + 1.0f;
   const Bits power = __builtin_bit_cast(Bits, shifted) << 23;
   return mantissa * __builtin_bit_cast(Floats, power);
 }
@@ -41,7 +41,9 @@ constexpr float kLowestExponent =
 
 // exp(x) for x <= 88; stays at exp(-87), nearly the smallest normal number, below -87.
 VSS_INLINE Floats exponential(Floats x) {
-  return exponential_in_range(x < kLowestExponent ? broadcast(kLowestExponent) : x);
+  // In this order one instruction takes the larger and keeps NaN.
+  const Floats lowest = broadcast(kLowestExponent);
+  return exponential_in_range(lowest > x ? lowest : x);
 }
 
 #endif
@@ -52,8 +54,9 @@ VSS_INLINE Floats exponential(Floats x) {
 VSS_INLINE Floats exponential_or_zero(Floats x) {
   constexpr float kHighest = 88.0f;
   const Ints vanishes = x < kLowestExponent;
-  x = vanishes ? broadcast(kLowestExponent) : x;
-  x = x > kHighest ? broadcast(kHighest) : x;
+  const Floats lowest = broadcast(kLowestExponent), highest = broadcast(kHighest);
+  x = lowest > x ? lowest : x;
+  x = highest < x ? highest : x;
   return vanishes ? Floats{} : exponential_in_range(x);
 }
 

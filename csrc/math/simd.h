@@ -11,6 +11,7 @@
 //   permute(x, index)              x[index] of each lane, all in [0, kLanes)
 //   lane(x, i), set_lane(x, i, v)
 //   sum_of(x), largest_of(x)       over the lanes, in their order
+//   any_of(mask)                   whether a comparison holds for any lane
 //   keep_first(x, count)           zeroes the lanes from `count` on
 #pragma once
 
@@ -49,6 +50,7 @@ VSS_DEVICE int32_t lane(Ints x, int) { return x; }
 VSS_DEVICE void set_lane(Floats& x, int, float value) { x = value; }
 VSS_DEVICE void set_lane(Ints& x, int, int32_t value) { x = value; }
 VSS_DEVICE float sum_of(Floats x) { return x; }
+VSS_DEVICE bool any_of(bool mask) { return mask; }
 VSS_DEVICE Floats keep_first(Floats x, int count) { return count < 1 ? 0.0f : x; }
 
 #else
@@ -163,6 +165,19 @@ VSS_INLINE float largest_of(Floats x) {
   float largest = x[0];
   for (int i = 1; i < kLanes; ++i) largest = x[i] > largest ? x[i] : largest;
   return largest;
+}
+
+// `mask` is all ones or zero in each lane.
+VSS_INLINE bool any_of(Ints mask) {
+#if defined(VSS_AVX512)
+  return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif defined(VSS_AVX2)
+  return _mm256_movemask_ps((__m256)mask) != 0;
+#else
+  int32_t any = 0;
+  for (int i = 0; i < kLanes; ++i) any |= mask[i];
+  return any != 0;
+#endif
 }
 
 VSS_INLINE Ints lane_numbers() {

@@ -61,12 +61,6 @@ struct SourceColumns {
   VSS_DEVICE Floats read(const T* row) const {
     return (1.0f - weight) * gather(row, first) + weight * gather(row, second);
   }
-  template <typename T>
-  VSS_DEVICE float read(const T* row, int i) const {
-    const float second_weight = lane(weight, i);
-    return (1.0f - second_weight) * static_cast<float>(row[lane(first, i)]) +
-           second_weight * static_cast<float>(row[lane(second, i)]);
-  }
 };
 
 // The few source columns that kLanes neighbouring output columns of an enlarged row read. On a CPU
@@ -119,9 +113,19 @@ class WindowedColumns {
     return (1.0f - weight) * window_.read(window, columns_.first) +
            weight * window_.read(window, columns_.second);
   }
+  // The same of another row for each lane: `rows` of them, `stride` apart, from `row` on.
   template <typename T>
-  VSS_DEVICE float read(const T* row, int i) const {
-    return columns_.read(row, i);
+  VSS_DEVICE Floats read_each(const T* row, Ints rows, int64_t stride) const {
+    // Neighbours mostly ask for the same one.
+    if (!any_of(rows != lane(rows, 0))) return read(row + lane(rows, 0) * stride);
+    float first[kLanes], second[kLanes];
+    VSS_UNROLL
+    for (int i = 0; i < kLanes; ++i) {
+      const T* own = row + lane(rows, i) * stride;
+      first[i] = static_cast<float>(own[lane(columns_.first, i)]);
+      second[i] = static_cast<float>(own[lane(columns_.second, i)]);
+    }
+    return (1.0f - columns_.weight) * load(first) + columns_.weight * load(second);
   }
 
  private:

@@ -13,123 +13,10 @@
 #pragma once
 
 #include "../machine/machine.h"
-#include "../math/exponential.h"
-#include "../math/upsampled_rows.h"
+#include "../math/logarithm.h"
+#include "statistics.h"
 
 namespace vss::inline VSS_MACHINE::upsample_cross_entropy {
-
-// Classes that a work item handles together: they share one rescaling of the running sum.
-constexpr int kForwardClasses = 4;
-constexpr int kRows =
-    4;  // output rows that a work item keeps in registers; the usual ratio of the sizes
-
-enum class LabelType : int { kUInt8, kInt16, kInt32, kInt64 };
-
-struct Labels {
-  static constexpr int kIgnored = -1;
-  static constexpr int kInvalid = -2;
-
-  const void* data;
-  LabelType type;
-  Strides strides;
-  int64_t ignore_index;
-  int classes;
-
-  VSS_INLINE int64_t value(int64_t offset) const {
-    switch (type) {
-      case LabelType::kUInt8: return static_cast<const uint8_t*>(data)[offset];
-      case LabelType::kInt16: return static_cast<const int16_t*>(data)[offset];
-      case LabelType::kInt32: return static_cast<const int32_t*>(data)[offset];
-      default: return static_cast<const int64_t*>(data)[offset];
-    }
-  }
-
-  // A class, kIgnored, or kInvalid for a value that is no class.
-  VSS_INLINE int at(int64_t n, int64_t y, int64_t x) const {
-    const int64_t label = value(n * strides.batch + y * strides.row + x * strides.column);
-    if (label == ignore_index) return kIgnored;
-    return label >= 0 && label < classes ? static_cast<int>(label) : kInvalid;
-  }
-};
-
-struct LossGeometry {
-  int64_t batch;
-  int classes;
-  Resize vertical, horizontal;
-  Strides strides;  // of the logits
-  Labels labels;
-  const float* class_weights;  // null for all ones
-  const float* weight_total;   // their sum, where it is needed
-  float smoothing;
-  int64_t tile;  // columns of labels that a block of the forward pass takes
-
-  VSS_INLINE float weight(int label) const {
-    return class_weights == nullptr ? 1.0f : class_weights[label];
-  }
-  VSS_INLINE float total_weight() const {
-    return class_weights == nullptr ? static_cast<float>(classes) : *weight_total;
-  }
-  VSS_INLINE float spread() const { return smoothing / classes; }
-  // Offset in a contiguous (N, H, W) tensor.
-  VSS_INLINE int64_t pixel(int64_t n, int64_t y, int64_t x) const {
-    return (n * vertical.resized + y) * horizontal.resized + x;
-  }
-  // Output rows share source rows where there are more of them; else each is a group of its own.
-  VSS_INLINE bool rows_share() const { return vertical.resized > vertical.size; }
-  VSS_INLINE int64_t groups() const { return rows_share() ? vertical.size : vertical.resized; }
-  VSS_INLINE int64_t tiles() const { return cdiv(horizontal.resized, tile); }
-  VSS_INLINE int64_t blocks() const { return batch * groups() * tiles(); }
-};
-
-// Running softmax statistics of kRows rows of kLanes columns.
-struct Statistics {
-  Floats high[kRows], total[kRows];
-  // Weighted sums of all logits in the two source rows, for label smoothing.
-  Floats plain_upper = {}, plain_lower = {};
-
-  VSS_DEVICE Statistics() {
-    VSS_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      high[r] = broadcast(std::numeric_limits<float>::lowest());
-      total[r] = Floats{};
-    }
-  }
-
-  // Takes in kClasses classes from `k` on; `upper` and `lower` point at class k's two source rows.
-  template <int kClasses, typename T>
-  VSS_DEVICE void add(const LossGeometry& g, const WindowedColumns& columns, const T* upper,
-                      const T* lower, int k, int rows, const float (&row_weights)[kRows]) {
-    Floats above[kClasses], below[kClasses];
-    VSS_UNROLL
-    for (int c = 0; c < kClasses; ++c) {
-      above[c] = columns.read(upper + c * g.strides.channel);
-      below[c] = columns.read(lower + c * g.strides.channel);
-    }
-    if (g.smoothing > 0.0f) {
-      VSS_UNROLL
-      for (int c = 0; c < kClasses; ++c) {
-        const float weight = g.weight(k + c);
-        plain_upper += weight * above[c];
-        plain_lower += weight * below[c];
-      }
-    }
-    VSS_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      if (r >= rows) continue;
-      const float weight = row_weights[r], keep = 1.0f - weight;
-      Floats z[kClasses], highest = high[r];
-      VSS_UNROLL
-      for (int c = 0; c < kClasses; ++c) {
-        z[c] = keep * above[c] + weight * below[c];
-        highest = highest > z[c] ? highest : z[c];
-      }
-      total[r] *= exponential(high[r] - highest);
-      high[r] = highest;
-      VSS_UNROLL
-      for (int c = 0; c < kClasses; ++c) total[r] += exponential(z[c] - highest);
-    }
-  }
-};
 
 // Losses of kLanes columns from `x` on in the rows of one group. Writes L, adds up losses and
 // weights, and writes the losses unless `losses` is null.
@@ -151,49 +38,44 @@ VSS_DEVICE void loss_columns(const LossGeometry& g, const T* map, int64_t n, con
       row_weights[r] = g.vertical.tap(begin + (r < count ? r : 0)).weight;
 
     Statistics statistics;
-    int k = 0;
-    for (; k + kForwardClasses <= g.classes; k += kForwardClasses) {
-      statistics.template add<kForwardClasses>(g, columns, upper + k * g.strides.channel,
-                                               lower + k * g.strides.channel, k, count,
-                                               row_weights);
-    }
-    for (; k < g.classes; ++k) {
-      statistics.template add<1>(g, columns, upper + k * g.strides.channel,
-                                 lower + k * g.strides.channel, k, count, row_weights);
-    }
+    statistics.add_classes(g, columns, upper, lower, count, row_weights);
 
     VSS_UNROLL
     for (int r = 0; r < kRows; ++r) {
       if (r >= count) continue;
       const float second = row_weights[r], keep = 1.0f - second;
-      for (int i = 0; i < width; ++i) {
-        const int64_t pixel = g.pixel(n, begin + r, x + i);
-        const float high = lane(statistics.high[r], i);
-        const float log_total = std::log(lane(statistics.total[r], i));
-        const float log_sum = high + log_total;
-        const int label = g.labels.at(n, begin + r, x + i);
-        float loss = 0.0f, weight = 0.0f;
-        if (label >= 0) {
-          const float above = columns.read(upper + label * g.strides.channel, i);
-          const float below = columns.read(lower + label * g.strides.channel, i);
-          weight = g.weight(label);
-          // Taking the logit off first keeps the small losses of sure pixels exact.
-          const float behind = high - (keep * above + second * below);
-          loss = (1.0f - g.smoothing) * weight * (behind + log_total);
-          if (g.smoothing > 0.0f) {
-            const float plain =
-                keep * lane(statistics.plain_upper, i) + second * lane(statistics.plain_lower, i);
-            loss += g.spread() * (g.total_weight() * log_sum - plain);
-          }
-        } else if (label == Labels::kInvalid) {
-          // Not to be overlooked where checking the labels would have to wait for the GPU.
-          loss = weight = std::numeric_limits<float>::quiet_NaN();
+      const Floats high = statistics.high[r], log_total = logarithm(statistics.total[r]);
+      const Floats log_sum = high + log_total;
+      const Ints label = g.labels.read(n, begin + r, x, x_end);
+      const auto is_class = label >= 0;
+      Floats loss = {}, weight = {};
+      if (any_of(is_class)) {
+        const Ints known = is_class ? label : Ints{};
+        const Floats above = columns.read_each(upper, known, g.strides.channel);
+        const Floats below = columns.read_each(lower, known, g.strides.channel);
+        weight = is_class ? g.weights(known) : Floats{};
+        // Taking the logit off first keeps the small losses of sure pixels exact.
+        const Floats behind = high - (keep * above + second * below);
+        loss = (1.0f - g.smoothing) * weight * (behind + log_total);
+        if (g.smoothing > 0.0f) {
+          const Floats plain = keep * statistics.plain_upper + second * statistics.plain_lower;
+          loss += g.spread() * (g.total_weight() * log_sum - plain);
         }
-        log_sums[pixel] = log_sum;
-        if (losses != nullptr) losses[pixel] = loss;
-        loss_sums[i] += loss;
-        weight_sums[i] += weight;
+        // An ignored pixel counts nothing even where its logits are not finite.
+        loss = is_class ? loss : Floats{};
       }
+      const auto is_invalid = label == Labels::kInvalid;
+      if (any_of(is_invalid)) {
+        // Not to be overlooked where checking the labels would have to wait for the GPU.
+        const Floats nan = broadcast(std::numeric_limits<float>::quiet_NaN());
+        loss = is_invalid ? nan : loss;
+        weight = is_invalid ? nan : weight;
+      }
+      const int64_t pixel = g.pixel(n, begin + r, x);
+      store(log_sums + pixel, log_sum, width);
+      if (losses != nullptr) store(losses + pixel, loss, width);
+      store(loss_sums, load(loss_sums, width) + loss, width);
+      store(weight_sums, load(weight_sums, width) + weight, width);
     }
   }
 }
