@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vss_models.command_processes import begin_import
 from vss_models.commands.errors import EndedBySignal, describe
 from vss_models.host_memory import ask_for_huge_pages, keep_freed_memory
 
@@ -47,11 +48,14 @@ class _Command(NamedTuple):
         module: The module to import; its ``main`` takes the options and returns the exit status.
         extra: What to install if a package is missing: extras of this distribution.
         takes_name: Whether ``main`` gets the command's name before the options.
+        shared: Module that processes of the command share: its import begins before the command's
+            own imports, beside them.
     """
 
     module: str
     extra: str
     takes_name: bool = False
+    shared: str = ""
 
 
 _COMMANDS = {
@@ -61,7 +65,7 @@ _COMMANDS = {
     "segment": _Command("vss_models.commands.segment", "models"),
     "export": _Command("vss_models.commands.export", "models"),
     "synthesize": _Command("vss_models.commands.synthesize", "models"),
-    "demo": _Command("vss_models.commands.demo", "demo"),
+    "demo": _Command("vss_models.commands.demo", "demo", shared="vss_models.training.cli"),
     "configs": _Command("vss_models.commands.configs", "train"),
     "info": _Command("vss_kernels.info", ""),
 }
@@ -118,6 +122,8 @@ def _run(name: str, options: list[str]) -> int:
     command = _COMMANDS[name]
     keep_freed_memory()
     ask_for_huge_pages()
+    if command.shared:
+        begin_import(command.shared)
     try:
         module = importlib.import_module(command.module)
     except ModuleNotFoundError as error:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vss_models.command_processes import begin_import
 from vss_models.commands import segment
 from vss_models.data import make_synthetic_dataset
 from vss_models.demo.figures import frames_to_show, judge_all
@@ -50,7 +49,6 @@ def run_demo(
     settings = settings or DemoSettings()
     out = Path(out)
     _make_folder(out, overwrite)
-    begin_import("vss_models.training.cli")  # while the data are made
     seconds: dict[str, float] = {}
     with _timed(seconds, "make the data"):
         data = make_synthetic_dataset(

@@ -38,7 +38,7 @@ def train_first(data: Path, out: Path, settings: DemoSettings) -> Path:
 
 
 def train_all(data: Path, out: Path, start: Path, settings: DemoSettings) -> None:
-    """Trains every model from the same SegFormer for as many steps, all at once.
+    """Trains every model from the same SegFormer for as many steps, as many at once as fit.
 
     Args:
         data: Folder of the data set.
@@ -49,13 +49,15 @@ def train_all(data: Path, out: Path, start: Path, settings: DemoSettings) -> Non
     Raises:
         RuntimeError: If a training fails; the message names its log and what it said last.
     """
-    threads = max(1, torch.get_num_threads() // len(FAMILIES))
-    with ThreadPoolExecutor(len(FAMILIES)) as pool:
+    threads = torch.get_num_threads()
+    at_once = min(threads, len(FAMILIES))
+    # The longest first, so that the short one fills the gap at the end.
+    with ThreadPoolExecutor(at_once) as pool:
         trainings = []
-        for family in FAMILIES:
+        for family in reversed(FAMILIES):
             command = fit_command(family, data, out / family, settings.steps, settings)
             command += ["--checkpoint", str(start)]
-            trainings.append(pool.submit(_run, command, out / family, threads))
+            trainings.append(pool.submit(_run, command, out / family, threads // at_once))
         for training in trainings:
             training.result()
 
