@@ -20,7 +20,7 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 
 def frame():
-    tensors = [torch.ones(20 * 2**18) for _ in range(4)]  # 20 MiB each
+    tensors = [torch.ones(8 * 2**18) for _ in range(4)]  # 8 MiB each
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -36,7 +36,11 @@ print(faults() - before)
 
 def page_faults(how: str) -> int:
     # Where the C library begins; left alone it adapts, at times so that nothing is given back.
-    beginning = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    beginning = {
+        "MALLOC_MMAP_THRESHOLD_": "131072",
+        "MALLOC_TRIM_THRESHOLD_": "131072",
+        "THP_MEM_ALLOC_ENABLE": "0",
+    }
     ended = subprocess.run(
         [sys.executable, "-c", PAGE_FAULTS, how],
         env={**os.environ, **beginning},
@@ -50,7 +54,8 @@ def page_faults(how: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_frames_reuse_the_memory_of_frames_before() -> None:
     usual, kept = page_faults("usual"), page_faults("keep")
-    assert kept < 100 < usual  # pages may be of 4 KiB or of 2 MiB
+    # Not none at all: where the heap cannot grow in one piece, some memory comes from elsewhere.
+    assert kept < usual / 2
 
 
 @pytest.mark.parametrize("most", [-1, 2**31])
